@@ -1,0 +1,190 @@
+"""What was sent: every collective of a rank, with its axis, phase, bytes and line.
+
+The paper counts its communication in words (section 3: "two all-reduces in the forward path and
+two in the backward path" of a layer). Here the count is measured: each collective of the package,
+and each direct call of torch.distributed in a cell, passes through `collective` below. Bytes are
+those of the logical tensor, as nccl-tests counts; wire bytes are what one rank of a ring sends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from minimegatron.ranks import place
+from minimegatron.ranks.board import Board
+
+PHASES = ("forward", "backward", "recompute", "optimizer", "other")
+# A message is counted once, at its sender.
+_UNCOUNTED = ("recv", "irecv")
+
+
+def ring_bytes(op: str, size: int, n: int) -> float:
+    """Bytes one rank of a ring of `n` sends for a collective on a logical tensor of `size` bytes.
+
+    all_reduce 2 (n-1)/n size; all_gather, reduce_scatter and all_to_all (n-1)/n size; broadcast,
+    reduce and a message size; a barrier nothing. Source: NVIDIA nccl-tests, PERFORMANCE.md.
+    """
+    share = {"all_reduce": 2 * (n - 1) / n, "barrier": 0.0}
+    share |= dict.fromkeys(("all_gather", "reduce_scatter", "all_to_all"), (n - 1) / n)
+    return share.get(op, 1.0) * size
+
+
+@dataclass(frozen=True)
+class Record:
+    """One collective as one rank saw it: `axis` is its name, `size` the ranks along it."""
+
+    op: str
+    axis: str
+    size: int
+    phase: str
+    bytes: int
+    wire_bytes: float
+    line: str
+
+
+@dataclass
+class Ledger:
+    """The records of one rank between `with mm.ledger() as log:` and the end of the block."""
+
+    records: list[Record] = field(default_factory=list)
+
+    def select(
+        self, op: str | None = None, axis: str | None = None, phase: str | None = None
+    ) -> list[Record]:
+        """The records with this op, on this axis, in this phase; None takes any."""
+        if phase is not None and phase not in PHASES:
+            raise ValueError(f"phase {phase!r} is not one of {', '.join(PHASES)}")
+        wanted = {"op": op, "axis": axis, "phase": phase}
+        checks = [(key, value) for key, value in wanted.items() if value is not None]
+        return [r for r in self.records if all(getattr(r, key) == value for key, value in checks)]
+
+    def count(
+        self, op: str | None = None, axis: str | None = None, phase: str | None = None
+    ) -> int:
+        """How many collectives."""
+        return len(self.select(op, axis, phase))
+
+    def bytes(
+        self, op: str | None = None, axis: str | None = None, phase: str | None = None
+    ) -> int:
+        """Bytes of the logical tensors, as nccl-tests counts them."""
+        return sum(r.bytes for r in self.select(op, axis, phase))
+
+    def wire_bytes(
+        self, op: str | None = None, axis: str | None = None, phase: str | None = None
+    ) -> float:
+        """Bytes a ring would send from this rank, whatever algorithm ran."""
+        return sum(r.wire_bytes for r in self.select(op, axis, phase))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __repr__(self) -> str:
+        rows: dict[tuple[str, str, str], list[int]] = {}
+        for r in self.records:
+            row = rows.setdefault((r.op, r.axis, r.phase), [0, 0])
+            row[0] += 1
+            row[1] += r.bytes
+        lines = [
+            f"{n:5d} x {op:15s} on {axis:6s} {phase:10s} {size:12,d} bytes"
+            for (op, axis, phase), (n, size) in rows.items()
+        ]
+        return "\n".join(lines or ["nothing was sent"])
+
+
+class Trace:
+    """What one process remembers about its collectives: the open ledgers and the shared board."""
+
+    def __init__(self) -> None:
+        self.ledgers: list[Ledger] = []
+        self.phase: str | None = None
+        self.depth = 0
+        self.board: Board | None = None
+        # Per group: how many collectives, and a checksum of their names in order.
+        self.counts: dict[tuple[int, ...], tuple[int, int]] = {}
+        self.sent: dict[int, int] = {}
+        self.received = 0
+
+    def restart(self) -> None:
+        """Forget the last call."""
+        self.ledgers.clear()
+        self.phase, self.depth, self.received = None, 0, 0
+        self.counts.clear()
+        self.sent.clear()
+
+
+TRACE = Trace()
+
+
+def current_phase() -> str:
+    """The phase of the code that runs now: set by `phase`, else read from autograd's own state."""
+    if TRACE.phase is not None:
+        return TRACE.phase
+    if torch._C._current_graph_task_id() == -1:
+        return "forward"
+    # Inside backward, gradients are recorded only while a checkpointed forward is run again.
+    return "recompute" if torch.is_grad_enabled() else "backward"
+
+
+@contextlib.contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Name the phase of the collectives in this block: "optimizer", say."""
+    if name not in PHASES:
+        raise ValueError(f"phase {name!r} is not one of {', '.join(PHASES)}")
+    before, TRACE.phase = TRACE.phase, name
+    try:
+        yield
+    finally:
+        TRACE.phase = before
+
+
+@contextlib.contextmanager
+def ledger() -> Iterator[Ledger]:
+    """Write down every collective of this rank in the block: `with mm.ledger() as log:`."""
+    log = Ledger()
+    TRACE.ledgers.append(log)
+    try:
+        yield log
+    finally:
+        TRACE.ledgers[:] = [other for other in TRACE.ledgers if other is not log]
+
+
+@contextlib.contextmanager
+def collective(
+    op: str, axis: str, ranks: list[int], size: int, *, peer: int | None = None
+) -> Iterator[None]:
+    """Around every collective: records it once (what it calls inside is not counted again).
+
+    `ranks` are the global ranks that take part, `size` the bytes of the logical tensor, `peer` the
+    global rank at the other end of a message.
+    """
+    if TRACE.depth:
+        yield
+        return
+    line = place.here() if TRACE.board or TRACE.ledgers else ""
+    if op in _UNCOUNTED:
+        TRACE.received += 1
+    else:
+        wire = ring_bytes(op, size, len(ranks))
+        record = Record(op, axis, len(ranks), current_phase(), size, wire, line)
+        for log in TRACE.ledgers:
+            log.records.append(record)
+        if peer is not None:
+            TRACE.sent[peer] = TRACE.sent.get(peer, 0) + 1
+        else:
+            n, checksum = TRACE.counts.get(tuple(ranks), (0, 0))
+            TRACE.counts[tuple(ranks)] = (n + 1, zlib.crc32(op.encode(), checksum))
+    TRACE.depth += 1
+    if TRACE.board is not None:
+        TRACE.board.enter(op, axis, line, tuple(ranks), peer)
+    try:
+        yield
+    finally:
+        TRACE.depth -= 1
+        if TRACE.board is not None:
+            TRACE.board.leave()
