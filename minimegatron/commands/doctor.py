@@ -1,7 +1,7 @@
 """`minimegatron doctor`: does this machine have what the course needs, and what to do if not.
 
-Each check is a function of what was observed, so that its failure can be tried on a healthy machine;
-`observe` is the only place that looks at the machine itself.
+Each check is a function of what was observed, so that its failure can be tried on a healthy
+machine; `observe` is the only place that looks at the machine itself.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Column, Table
 
 PYTHON_RANGE = ((3, 11), (3, 15))
 OLDEST_TORCH = (2, 9)
@@ -63,10 +64,16 @@ def check_backends(gloo: bool, nccl: bool, gpus: int) -> Check:
     names = [name for name, there in (("gloo", gloo), ("nccl", nccl)) if there]
     found = ", ".join(names) or "none"
     if not gloo:
-        return Check("backends", found, "this torch has no gloo: make venv with PyTorch's own build")
+        return Check(
+            "backends", found, "this torch has no gloo: make clean venv takes PyTorch's build"
+        )
     if gpus > 1 and not nccl:
-        return Check("backends", found, "ranks cannot have a GPU each without NCCL: "
-                     "make venv TORCH=default (Linux)", note=True)
+        return Check(
+            "backends",
+            found,
+            "ranks cannot have a GPU each without NCCL: make venv TORCH=default (Linux)",
+            note=True,
+        )
     return Check("backends", found)
 
 
@@ -74,8 +81,9 @@ def check_cores(cores: int) -> Check:
     """The processor cores that this process may use."""
     if cores >= 2:
         return Check("cores", str(cores))
-    return Check("cores", str(cores), "everything works on one core, slowly: give the machine two",
-                 note=True)
+    return Check(
+        "cores", str(cores), "everything works on one core, slowly: give the machine two", note=True
+    )
 
 
 def check_memory(free: float | None) -> Check:
@@ -85,8 +93,11 @@ def check_memory(free: float | None) -> Check:
     found = f"{free / 1e9:.1f} GB"
     if free >= MEMORY_FOR_FOUR_RANKS:
         return Check("free memory", found)
-    return Check("free memory", found, "four ranks need about 1.5 GB: close other programs, or use "
-                 "fewer ranks")
+    return Check(
+        "free memory",
+        found,
+        "four ranks need about 1.5 GB: close other programs, or use fewer ranks",
+    )
 
 
 def check_shared_memory(free: float | None) -> Check:
@@ -96,7 +107,7 @@ def check_shared_memory(free: float | None) -> Check:
     found = f"{free / 1e6:.0f} MB"
     if free >= SHARED_MEMORY:
         return Check("shared memory", found)
-    return Check("shared memory", found, "empty /dev/shm, or start the container with --shm-size=1g")
+    return Check("shared memory", found, "empty /dev/shm; start a container with --shm-size=1g")
 
 
 def check_gpus(names: list[str], driver: bool) -> Check:
@@ -104,8 +115,12 @@ def check_gpus(names: list[str], driver: bool) -> Check:
     if names:
         return Check("GPUs", f"{len(names)} x {names[0]}")
     if driver:
-        return Check("GPUs", "a driver, but torch sees no GPU",
-                     "to use it, install torch's CUDA build: make clean venv TORCH=default", note=True)
+        return Check(
+            "GPUs",
+            "a driver, but torch sees no GPU",
+            "to use it, take torch's CUDA build: make clean venv TORCH=default",
+            note=True,
+        )
     return Check("GPUs", "none: ranks run on the CPU, as every lesson expects")
 
 
@@ -116,8 +131,11 @@ def check_temporary_files(folder: str) -> Check:
             file.write(b"x" * 4096)
             file.flush()
     except OSError as error:
-        return Check("temporary files", f"{folder}: {error.strerror}",
-                     "make room there, or name another folder: export TMPDIR=~/tmp")
+        return Check(
+            "temporary files",
+            f"{folder}: {error.strerror}",
+            "make room there, or name another folder: export TMPDIR=~/tmp",
+        )
     return Check("temporary files", folder)
 
 
@@ -128,13 +146,19 @@ def check_launch(total: Callable[[], list[float]]) -> Check:
         sums = total()
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return Check("2 ranks, one all-reduce", lines[-1],
-                     "run it alone for the whole message: python -c 'import minimegatron as mm; "
-                     "mm.launch(print, tp=2)'. A firewall or an odd host name? "
-                     "export GLOO_SOCKET_IFNAME=lo (macOS: lo0)")
+        return Check(
+            "2 ranks, one all-reduce",
+            lines[-1],
+            "run it alone for the whole message: python -c 'import minimegatron as mm; "
+            "mm.launch(print, tp=2)'. A firewall or an odd host name? "
+            "export GLOO_SOCKET_IFNAME=lo (macOS: lo0)",
+        )
     if sums != [3.0, 3.0]:
-        return Check("2 ranks, one all-reduce", f"1 + 2 came out as {sums}",
-                     "this torch computes wrongly here: make clean venv")
+        return Check(
+            "2 ranks, one all-reduce",
+            f"1 + 2 came out as {sums}",
+            "this torch computes wrongly here: make clean venv",
+        )
     return Check("2 ranks, one all-reduce", f"in {time.perf_counter() - start:.1f} s")
 
 
@@ -171,8 +195,9 @@ def observe() -> Iterator[Check]:
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     there = dist.is_available()
     yield check_torch(torch.__version__)
-    yield check_backends(there and dist.is_gloo_available(), there and dist.is_nccl_available(),
-                         len(names))
+    yield check_backends(
+        there and dist.is_gloo_available(), there and dist.is_nccl_available(), len(names)
+    )
     affinity = getattr(os, "sched_getaffinity", None)
     yield check_cores(len(affinity(0)) if affinity else os.cpu_count() or 1)
     yield check_memory(free_memory())
@@ -190,12 +215,14 @@ def run(console: Console | None = None, checks: Callable[[], Iterator[Check]] = 
     failed = 0
     for check in checks():
         failed += not check.ok
-        mark = "[red]✗[/]" if not check.ok else "[yellow]![/]" if check.cure else "[green]✓[/]"
-        console.print(f"{mark} {check.name:<24}{escape(check.found)}")
+        mark = "[red]✗" if not check.ok else "[yellow]!" if check.cure else "[green]✓"
+        row = Table.grid(Column(width=2), Column(width=24), Column())
+        row.add_row(mark, check.name, escape(check.found))
         if check.cure:
-            console.print(f"  {'':<24}→ {escape(check.cure)}")
+            row.add_row("", "", f"→ {escape(check.cure)}")
+        console.print(row)
     if failed:
-        console.print(f"[red]{failed} of the checks failed[/]; the arrows say what to do.")
+        console.print(f"[red]{failed} failed[/]: the arrows say what to do.")
     else:
         console.print("Everything the course needs is here.")
     return int(failed > 0)
