@@ -1,0 +1,225 @@
+"""Data parallelism: every rank has other sequences, so gradients are averaged over dp.
+
+Two ideas make this cheap. Gradients live side by side in a few flat *buckets*, so that a handful
+of large all-reduces replaces one per parameter; and a bucket is reduced as soon as backward has
+filled it, while backward goes on with the layers before ("PyTorch Distributed", arXiv:2006.15704,
+section 3). With micro-batches only the last one sends. Megatron-LM: `DistributedDataParallel`,
+`_ParamAndGradBuffer`, `finalize_model_grads`.
+
+The mean is over *tokens*, not over ranks: a rank with more real targets weighs more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from minimegatron.ranks.collectives import Handle, all_reduce
+from minimegatron.ranks.ledger import phase
+from minimegatron.ranks.mesh import Axis, Mesh
+from minimegatron.ranks.using import replaced
+
+# Bytes of a bucket. Large enough that its time is bandwidth, not latency (on CPU gloo's ring pays
+# off from about 1 MB on, see ranks/collectives.py), small enough that a model of some tens of MB
+# fills several and most of them travel under backward. With NCCL over many nodes 25 MB is usual.
+BUCKET_BYTES = 4 << 20
+
+
+class Model(Protocol):
+    """What this file needs of a model (a GPT): it stands below models/ and imports none."""
+
+    mesh: Mesh
+    tokens_since_finish: int  # real targets that `loss` has seen since finish_gradients
+
+    def parameters(self) -> Iterator[Parameter]: ...
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor: ...
+
+
+def gradient_weight(tokens: int, axis: Axis, device: torch.device) -> Tensor:
+    """This rank's share of the tokens of all ranks along the axis: a scalar, 1/size if none counts.
+
+    A rank's gradient is a mean over its own `tokens`; weighted by its share, the sum over ranks is
+    the mean over all tokens.
+    """
+    mine = torch.tensor(tokens, dtype=torch.float64, device=device)
+    total = all_reduce(mine, axis)
+    return torch.where(total > 0, mine / total.clamp(min=1), 1 / axis.size)
+
+
+class GradientBuckets:
+    """All gradients of a model in flat contiguous buffers; each `.grad` is a view into one.
+
+    Buckets follow the parameters backwards, because backward makes the last layer's gradients
+    first. They are reduced strictly in order, so that all ranks send the same sequence whatever
+    happens to be ready. A parameter that got no gradient counts as zero.
+    """
+
+    def __init__(
+        self, parameters: Sequence[Parameter], axis: Axis, bucket_bytes: int = BUCKET_BYTES
+    ):
+        self.axis = axis
+        self.parameters = list(parameters)
+        self.bucket_bytes = bucket_bytes
+        self.groups = self._group()
+        self.buffers = [
+            torch.zeros(sum(p.numel() for p in group), dtype=group[0].dtype, device=group[0].device)
+            for group in self.groups
+        ]
+        self.views: dict[Parameter, Tensor] = {}
+        self.bucket_of: dict[Parameter, int] = {}
+        for index, (group, buffer) in enumerate(zip(self.groups, self.buffers, strict=True)):
+            offset = 0
+            for p in group:
+                self.views[p] = buffer[offset : offset + p.numel()].view(p.shape)
+                self.bucket_of[p] = index
+                offset += p.numel()
+        self.reduced_tokens: int | None = None  # set between overlap_gradients and finish_gradients
+        self.start()
+
+    def _group(self) -> list[list[Parameter]]:
+        groups: list[list[Parameter]] = []
+        size = self.bucket_bytes  # "full": the first parameter opens a bucket
+        for p in reversed(self.parameters):
+            bytes_of_p = p.numel() * p.element_size()
+            kind = (p.dtype, p.device)
+            full = size > 0 and size + bytes_of_p > self.bucket_bytes
+            if not groups or full or kind != (groups[-1][0].dtype, groups[-1][0].device):
+                groups.append([])
+                size = 0
+            groups[-1].append(p)
+            size += bytes_of_p
+        return groups
+
+    def fits(self, parameters: Sequence[Parameter], axis: Axis) -> bool:
+        """Whether these are still the parameters (not frozen, moved or cast since)."""
+        return (
+            axis is self.axis
+            and len(parameters) == len(self.parameters)
+            and all(p is q for p, q in zip(parameters, self.parameters, strict=True))
+            and all(v.dtype == p.dtype and v.device == p.device for p, v in self.views.items())
+        )
+
+    def start(self) -> None:
+        """Forget what was reduced: the next `ready` or `finish` belongs to a new step."""
+        self.waiting_for = [len(group) for group in self.groups]
+        self.handles: list[Handle] = []
+        self.weight: Tensor | None = None
+
+    def ready(self, parameter: Parameter, tokens: Callable[[], int]) -> None:
+        """The gradient of `parameter` is complete; starts each bucket that is now full."""
+        self.waiting_for[self.bucket_of[parameter]] -= 1
+        if self.waiting_for[self.bucket_of[parameter]] < 0:
+            raise RuntimeError("overlap_gradients wraps ONE backward, that of the last micro-batch")
+        while len(self.handles) < len(self.groups) and not self.waiting_for[len(self.handles)]:
+            self._reduce_next(tokens())
+
+    def finish(self, tokens: int) -> None:
+        """Reduces the buckets that are left and waits for all of them."""
+        while len(self.handles) < len(self.groups):
+            self._reduce_next(tokens)
+        for handle in self.handles:
+            handle.wait()
+
+    @torch.no_grad()
+    def _reduce_next(self, tokens: int) -> None:
+        if self.weight is None:
+            self.weight = gradient_weight(tokens, self.axis, self.buffers[0].device)
+        index = len(self.handles)
+        for p in self.groups[index]:
+            view = self.views[p]
+            if p.grad is None:
+                view.zero_()
+            elif p.grad.data_ptr() != view.data_ptr() or p.grad.stride() != view.stride():
+                view.copy_(p.grad)  # after zero_grad(set_to_none=True) autograd made a new tensor
+            p.grad = view
+        buffer = self.buffers[index].mul_(self.weight.to(self.buffers[index].dtype))
+        self.handles.append(all_reduce(buffer, self.axis, inplace=True, async_op=True))
+
+
+def _buckets_of(model: Model, bucket_bytes: int | None = None) -> GradientBuckets:
+    """The model's buckets, made on first use and again when its parameters have changed."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    made: GradientBuckets | None = vars(model).get("gradient_buckets")
+    size = bucket_bytes or (made.bucket_bytes if made else BUCKET_BYTES)
+    if made is None or made.bucket_bytes != size or not made.fits(parameters, model.mesh.dp):
+        made = GradientBuckets(parameters, model.mesh.dp, size)
+        vars(model)["gradient_buckets"] = made
+    return made
+
+
+@contextlib.contextmanager
+def overlap_gradients(model: Model, bucket_bytes: int | None = None) -> Iterator[None]:
+    """Put the backward of the *last* micro-batch inside: its buckets are reduced as they fill.
+
+        with overlap_gradients(model):
+            model.loss(tokens, targets).backward()
+        finish_gradients(model)
+
+    Earlier micro-batches stay outside and send nothing. `bucket_bytes` sets the size of a bucket.
+    Raises RuntimeError on a second backward: its gradients would miss the reduction.
+    """
+    if model.mesh.dp.size == 1:
+        yield
+        return
+    buckets = _buckets_of(model, bucket_bytes)
+    buckets.start()
+
+    def hook(parameter: Parameter) -> None:
+        buckets.ready(parameter, lambda: model.tokens_since_finish)
+
+    hooks = [p.register_post_accumulate_grad_hook(hook) for p in buckets.parameters]
+    try:
+        yield
+        with phase("backward"):
+            buckets.finish(model.tokens_since_finish)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    buckets.reduced_tokens = model.tokens_since_finish
+
+
+def finish_gradients(model: Model) -> None:
+    """After the last backward: makes every `.grad` the gradient of the mean over all tokens.
+
+    Collective. Averages over dp what `overlap_gradients` has not averaged already, weighted by the
+    tokens of each rank since the last call. Raises RuntimeError when a backward came after
+    `overlap_gradients`.
+    """
+    if model.mesh.dp.size > 1:
+        buckets = _buckets_of(model)
+        if buckets.reduced_tokens is None:
+            buckets.start()
+            with phase("backward"):
+                buckets.finish(model.tokens_since_finish)
+        elif buckets.reduced_tokens != model.tokens_since_finish:
+            raise RuntimeError(
+                "a forward and backward came after overlap_gradients: it must wrap the last one"
+            )
+        buckets.reduced_tokens = None
+    model.tokens_since_finish = 0
+
+
+def accumulate_gradients(model: Model, microbatches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Forward and backward of this rank's micro-batches (tokens, targets), (batch, seq) each.
+
+    Each loss is a mean over its own real targets, so it is weighted by its share of the rank's:
+    the mean of such means is another number as soon as the shares differ. Only the last
+    micro-batch sends gradients over dp. Returns the rank's mean loss, without a graph; call
+    `finish_gradients` next.
+    """
+    counts = [int((targets != -100).sum()) for _, targets in microbatches]
+    total = torch.zeros((), device=model.mesh.device)
+    for i, ((tokens, targets), count) in enumerate(zip(microbatches, counts, strict=True)):
+        last = i == len(microbatches) - 1
+        # A finish_gradients of the learner's own averages by itself: nothing is done ahead of it.
+        ahead = last and not replaced("finish_gradients")
+        with overlap_gradients(model) if ahead else contextlib.nullcontext():
+            loss = model.loss(tokens, targets) * (count / max(1, sum(counts)))
+            loss.backward()
+        total = total + loss.detach()
+    return total
