@@ -1,0 +1,47 @@
+"""Text from a model, one token after another.
+
+The logits of the last position are the only ones that are ever gathered: (batch, vocabulary)
+numbers a token, against (batch, seq, vocabulary) for a forward pass. Every rank then picks the
+same token, for each has the same logits and the same generator. Megatron-LM:
+`megatron/core/inference/text_generation_controllers`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minimegatron.models.gpt import GPT
+from minimegatron.tensor_parallel.operators import gather
+
+
+@torch.no_grad()
+def generate(
+    model: GPT, tokens: Tensor, n: int, temperature: float = 0.0, seed: int = 0
+) -> Tensor:
+    """Tokens (batch, seq) and `n` more: (batch, seq + n), the same on every tp rank.
+
+    `temperature` 0 takes the likeliest token, more draws from softmax(logits / temperature) with
+    `seed`. The model sees the last `seq_length` tokens. Raises ValueError for an empty prompt or a
+    negative `n` or `temperature`.
+    """
+    if tokens.dim() != 2 or tokens.shape[1] == 0:
+        raise ValueError(f"a prompt has the shape (batch, seq >= 1), not {tuple(tokens.shape)}")
+    if n < 0 or temperature < 0:
+        raise ValueError(f"n={n} and temperature={temperature} must not be negative")
+    generator = torch.Generator(tokens.device).manual_seed(seed)
+    training = model.training
+    model.eval()
+    try:
+        for _ in range(n):
+            last = model(tokens[:, -model.config.seq_length :])[:, -1]
+            logits = gather(last, model.mesh.tp)[:, : model.config.vocab_size]
+            if temperature:
+                chances = (logits.float() / temperature).softmax(-1)
+                token = chances.multinomial(1, generator=generator)
+            else:
+                token = logits.argmax(-1, keepdim=True)
+            tokens = torch.cat([tokens, token], 1)
+    finally:
+        model.train(training)
+    return tokens

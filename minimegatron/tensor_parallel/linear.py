@@ -1,0 +1,203 @@
+"""The two ways to cut Y = XA: by columns of A, or by rows.
+
+Section 3 of arXiv:1909.08053. By columns, A = [A1, A2]: every rank needs all of X and makes some
+columns of Y, so a non-linearity can follow at once. By rows, A = [A1; A2]: every rank needs some
+columns of X and makes a partial sum of all of Y. A column layer feeding a row layer needs f before
+the first and g after the second, and nothing in between. torch stores A transposed: a column split
+is dim 0 of `.weight`, a row split is dim 1. Megatron-LM:
+`megatron/core/tensor_parallel/layers.py`, classes of the same names, and
+`linear_with_grad_accumulation_and_async_allreduce` for the overlap in the column layer's backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from minimegatron.ranks.collectives import all_gather, all_reduce, reduce_scatter
+from minimegatron.ranks.mesh import Axis
+from minimegatron.ranks.using import replaced
+from minimegatron.tensor_parallel.operators import (
+    f,
+    g,
+    gather,
+    scatter,
+    sequence_all_gather,
+    sequence_reduce_scatter,
+)
+from minimegatron.tensor_parallel.shards import divide, shard_of
+
+
+class _OverlappedColumn(Function):
+    """F.linear(f(x), weight, bias), its all-reduce under way while the weight gradient is made.
+
+    With `sequence_parallel`, sequence_all_gather and reduce-scatter take f's place; the gathered
+    input is dropped after the forward and gathered again, under the input gradient, as in Megatron.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        axis: Axis,
+        sequence_parallel: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.axis, ctx.sequence_parallel = axis, sequence_parallel
+        return F.linear(all_gather(x, axis, 1) if sequence_parallel else x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        axis, sequence_parallel = ctx.axis, ctx.sequence_parallel
+        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+        again = all_gather(x, axis, 1, async_op=True) if sequence_parallel and of_weight else None
+        reducing = None
+        if of_x:
+            grad_x = grad @ weight
+            if sequence_parallel:
+                reducing = reduce_scatter(grad_x, axis, 1, async_op=True)
+            else:
+                reducing = all_reduce(grad_x, axis, inplace=True, async_op=True)
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_weight = grad_bias = None
+        if of_weight:
+            whole = again.wait() if again is not None else x
+            grad_weight = rows.t() @ whole.reshape(-1, whole.shape[-1])
+        if of_bias:
+            grad_bias = rows.sum(0)
+        return reducing and reducing.wait(), grad_weight, grad_bias, None, None
+
+
+def column_parallel(
+    x: Tensor, weight: Tensor, bias: Tensor | None, axis: Axis, sequence_parallel: bool = False
+) -> Tensor:
+    """X times this rank's columns of A: (batch, seq, in) -> (batch, seq, out/tp).
+
+    `weight` (out/tp, in), `bias` (out/tp) or None. With `sequence_parallel`, `x` is
+    (batch, seq/tp, in).
+    """
+    if replaced("sequence_all_gather" if sequence_parallel else "f"):  # the learner's, as in print
+        whole = sequence_all_gather(x, axis) if sequence_parallel else f(x, axis)
+        return F.linear(whole, weight, bias)
+    if axis.size == 1:
+        return F.linear(x, weight, bias)
+    if torch.is_autocast_enabled(x.device.type):  # which sees no products inside a backward
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    result: Tensor = _OverlappedColumn.apply(x, weight, bias, axis, sequence_parallel)
+    return result
+
+
+def _shard(dense: Tensor, axis: Axis, dim: int, blocks: int = 1) -> nn.Parameter:
+    values = shard_of(dense.detach(), axis, dim, blocks)
+    return nn.Parameter(values, requires_grad=dense.requires_grad)
+
+
+class ColumnParallelLinear(nn.Module):
+    """Y = f(X) A + b with A cut by columns: (batch, seq, in) -> (batch, seq, out/tp).
+
+    `.weight` (out/tp, in) and `.bias` (out/tp) are this rank's rows of the torch.nn.Linear that the
+    same random state would give. `gather_output=True` joins the parts to (batch, seq, out);
+    `sequence_parallel=True` takes X as (batch, seq/tp, in). Raises ValueError where `out_features`
+    does not divide by the axis' size.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        axis: Axis,
+        bias: bool = True,
+        gather_output: bool = False,
+        sequence_parallel: bool = False,
+    ) -> None:
+        super().__init__()
+        divide(out_features, axis, "out_features")
+        self.in_features, self.out_features, self.axis = in_features, out_features, axis
+        self.gather_output, self.sequence_parallel = gather_output, sequence_parallel
+        self._keep(nn.Linear(in_features, out_features, bias), blocks=1)
+
+    def _keep(self, dense: nn.Linear, blocks: int) -> None:
+        self.weight = _shard(dense.weight, self.axis, 0, blocks)
+        self.bias: nn.Parameter | None = None
+        if dense.bias is not None:
+            self.bias = _shard(dense.bias, self.axis, 0, blocks)
+
+    @classmethod
+    def from_dense(
+        cls, module: nn.Linear, axis: Axis, *, blocks: int = 1, **options: Any
+    ) -> ColumnParallelLinear:
+        """This rank's part of a torch.nn.Linear's values; the constructor's `options`.
+
+        `blocks=3` splits a fused query-key-value product block by block.
+        """
+        with torch.device("meta"):  # shapes only: no memory, no random numbers
+            layer = cls(
+                module.in_features, module.out_features, axis, module.bias is not None, **options
+            )
+        layer._keep(module, blocks)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = column_parallel(x, self.weight, self.bias, self.axis, self.sequence_parallel)
+        return gather(y, self.axis) if self.gather_output else y
+
+
+class RowParallelLinear(nn.Module):
+    """Y = g(X A) + b with A cut by rows: (batch, seq, in/tp) -> (batch, seq, out).
+
+    `.weight` (out, in/tp) is this rank's columns of the torch.nn.Linear that the same random state
+    would give; `.bias` (out) is whole on every rank and added once, after the sum.
+    `input_is_parallel=False` takes X whole and splits it; `sequence_parallel=True` leaves Y as
+    (batch, seq/tp, out), and the bias' gradient a partial sum. Raises ValueError where
+    `in_features` does not divide by the axis' size.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        axis: Axis,
+        bias: bool = True,
+        input_is_parallel: bool = True,
+        sequence_parallel: bool = False,
+    ) -> None:
+        super().__init__()
+        divide(in_features, axis, "in_features")
+        self.in_features, self.out_features, self.axis = in_features, out_features, axis
+        self.input_is_parallel, self.sequence_parallel = input_is_parallel, sequence_parallel
+        self._keep(nn.Linear(in_features, out_features, bias))
+
+    def _keep(self, dense: nn.Linear) -> None:
+        self.weight = _shard(dense.weight, self.axis, 1)
+        self.bias: nn.Parameter | None = None
+        if dense.bias is not None:
+            self.bias = nn.Parameter(dense.bias.detach().clone(), dense.bias.requires_grad)
+
+    @classmethod
+    def from_dense(cls, module: nn.Linear, axis: Axis, **options: Any) -> RowParallelLinear:
+        """This rank's part of a torch.nn.Linear's values; the constructor's `options`."""
+        with torch.device("meta"):  # shapes only: no memory, no random numbers
+            layer = cls(
+                module.in_features, module.out_features, axis, module.bias is not None, **options
+            )
+        layer._keep(module)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        part = x if self.input_is_parallel else scatter(x, self.axis)
+        partial_sum = F.linear(part, self.weight)
+        if self.sequence_parallel:
+            y = sequence_reduce_scatter(partial_sum, self.axis)
+        else:
+            y = g(partial_sum, self.axis)
+        return y if self.bias is None else y + self.bias
