@@ -1,0 +1,30 @@
+"""Pictures and sliders of the course: one function per picture, one visual language (style.py).
+
+    from minimegatron import figures
+    figures.split_columns(tp=4)
+
+Every function returns a Picture, which shows itself in a notebook and says itself in words.
+"""
+
+from minimegatron.figures.course import course_map, key
+from minimegatron.figures.matmul import row_bias, split_columns, split_rows
+from minimegatron.figures.operators import f_and_g
+from minimegatron.figures.picture import Picture
+from minimegatron.figures.predict import compare_prediction, predicted_and_measured
+from minimegatron.figures.processes import mesh, notebook_and_ranks
+from minimegatron.figures.widgets import explore_split
+
+__all__ = [
+    "Picture",
+    "compare_prediction",
+    "course_map",
+    "explore_split",
+    "f_and_g",
+    "key",
+    "mesh",
+    "notebook_and_ranks",
+    "predicted_and_measured",
+    "row_bias",
+    "split_columns",
+    "split_rows",
+]
