@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import mmap
 import struct
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 _HEADER = struct.Struct("<QQB")  # progress, collectives entered, inside one now
-_LINE = 256  # bytes for the last known line
+_LINE = 256  # bytes for the last known line, right behind the header
 _ENTRY = 256  # bytes for one collective
 KEPT = 1024  # collectives remembered per rank
-_FIRST = 1024  # where the entries begin
+_NOW = 512  # where the collective stands that the rank is in
+_FIRST = 1024  # where all of them begin
 SIZE = _FIRST + KEPT * _ENTRY
 
 
@@ -68,12 +68,22 @@ class Board:
         self._write_header()
 
     def enter(
-        self, op: str, axis: str, line: str, ranks: tuple[int, ...], peer: int | None
+        self,
+        op: str,
+        axis: str,
+        line: str,
+        ranks: tuple[int, ...],
+        peer: int | None,
+        new: bool = True,
     ) -> None:
-        """The rank begins a collective."""
-        entry = "|".join((op, axis, line, ",".join(map(str, ranks)), "" if peer is None else f"{peer}"))
-        self._put(_FIRST + (self._entered % KEPT) * _ENTRY, _ENTRY, entry)
-        self._progress, self._entered, self._inside = self._progress + 1, self._entered + 1, 1
+        """The rank begins a collective; or, not `new`, it waits for one begun before."""
+        members = ",".join(map(str, ranks))
+        entry = f"{op}|{axis}|{line}|{members}|{'' if peer is None else peer}"
+        self._put(_NOW, _ENTRY, entry)
+        if new:
+            self._put(_FIRST + (self._entered % KEPT) * _ENTRY, _ENTRY, entry)
+            self._entered += 1
+        self._progress, self._inside = self._progress + 1, 1
         self._write_header()
 
     def leave(self) -> None:
@@ -105,18 +115,18 @@ class Board:
         """Whether the rank is in a collective now."""
         return bool(_HEADER.unpack_from(self._memory, self._start)[2])
 
+    @property
+    def now(self) -> Call | None:
+        """The collective the rank is in; None while it computes."""
+        return self._call(self.entered, _NOW) if self.inside else None
+
     def calls(self) -> list[Call]:
         """The collectives of this call, oldest first; the last KEPT of them."""
-        entered, calls = self.entered, []
-        for number in range(max(0, entered - KEPT), entered):
-            text = self._text(_FIRST + (number % KEPT) * _ENTRY, _ENTRY)
-            op, axis, line, ranks, peer = (text.split("|") + [""] * 4)[:5]
-            members = tuple(int(r) for r in ranks.split(",") if r)
-            calls.append(Call(number, op, axis, line, members, int(peer) if peer else None))
-        return calls
+        numbers = range(max(0, self.entered - KEPT), self.entered)
+        return [self._call(n, _FIRST + (n % KEPT) * _ENTRY) for n in numbers]
 
-    def settle(self, seconds: float) -> bool:
-        """Wait until the rank has stood still in a collective for `seconds`; False if it moved."""
-        before = self.progress
-        time.sleep(seconds)
-        return self.inside and self.progress == before
+    def _call(self, number: int, offset: int) -> Call:
+        text = self._text(offset, _ENTRY)
+        op, axis, line, ranks, peer = (text.split("|") + [""] * 4)[:5]
+        members = tuple(int(r) for r in ranks.split(",") if r)
+        return Call(number, op, axis, line, members, int(peer) if peer else None)

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ReduceOp
 
-from minimegatron.ranks.ledger import collective
+from minimegatron.ranks.ledger import collective, waiting
 from minimegatron.ranks.mesh import Axis
 
 # Above this many bytes gloo's ring is as fast as pairwise exchange (measured: `minimegatron bench`).
@@ -57,7 +57,7 @@ def _run(op: str, axis: Axis, size: int, start: Callable[[], Callable[[], Tensor
             return finish()
 
     def finish_recorded() -> Tensor:
-        with collective.waiting(op, axis.name, axis.ranks):
+        with waiting(op, axis.name, axis.ranks):
             return finish()
 
     return Handle(finish_recorded)
@@ -151,7 +151,7 @@ def _start_pairwise(mine: Tensor, axis: Axis, op: str) -> Callable[[], Tensor]:
     """Recursive doubling; the first exchange is posted at once, the others when waited for."""
     group, combine = axis.group, _COMBINE[op]
     # A number of its own for each all-reduce, so that two under way never mix.
-    tag = axis.next_tag(_TAG)
+    tag = _TAG + axis.next_exchange() % _TAG
 
     def post(value: Tensor, step: int) -> tuple[Any, Any, Tensor]:
         other, theirs = axis.rank ^ step, torch.empty_like(value)

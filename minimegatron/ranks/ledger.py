@@ -179,9 +179,25 @@ def collective(
         else:
             n, checksum = TRACE.counts.get(tuple(ranks), (0, 0))
             TRACE.counts[tuple(ranks)] = (n + 1, zlib.crc32(op.encode(), checksum))
+    with _inside(op, axis, line, ranks, peer, new=True):
+        yield
+
+
+@contextlib.contextmanager
+def waiting(op: str, axis: str, ranks: list[int]) -> Iterator[None]:
+    """Around the wait for a collective that was started, and recorded, before."""
+    line = place.here() if TRACE.board else ""
+    with _inside(op, axis, line, ranks, None, new=False):
+        yield
+
+
+@contextlib.contextmanager
+def _inside(
+    op: str, axis: str, line: str, ranks: list[int], peer: int | None, new: bool
+) -> Iterator[None]:
     TRACE.depth += 1
     if TRACE.board is not None:
-        TRACE.board.enter(op, axis, line, tuple(ranks), peer)
+        TRACE.board.enter(op, axis, line, tuple(ranks), peer, new)
     try:
         yield
     finally:

@@ -37,6 +37,7 @@ class Axis:
     ) -> None:
         self.name, self.ranks, self.rank, self.size = name, ranks, rank, len(ranks)
         self._group: Callable[[], dist.ProcessGroup] | dist.ProcessGroup = group
+        self._exchanges = 0
 
     @property
     def group(self) -> dist.ProcessGroup:
@@ -44,6 +45,11 @@ class Axis:
         if not isinstance(self._group, dist.ProcessGroup):
             self._group = self._group()
         return self._group
+
+    def next_exchange(self) -> int:
+        """A number for the next pairwise exchange; the ranks of an axis count alike."""
+        self._exchanges += 1
+        return self._exchanges
 
     def __repr__(self) -> str:
         return f"Axis({self.name}: rank {self.rank} of {self.size}, ranks {self.ranks})"
@@ -82,6 +88,10 @@ class Mesh:
         if key not in self._joined:
             self._joined[key] = self._make_axis(key, names)
         return self._joined[key]
+
+    def known_axes(self) -> list[Axis]:
+        """The axes that have been asked for so far, joined ones included."""
+        return list(self._joined.values())
 
     def _make_axis(self, key: tuple[str, ...], names: tuple[str, ...]) -> Axis:
         # Fix this rank's position on every other axis; what is left over are the axis' ranks.

@@ -1,0 +1,157 @@
+"""How functions, arguments and results travel between the kernel and its ranks.
+
+cloudpickle carries functions and classes defined in cells. The learner's own modules travel by value,
+as the kernel knows them, until their file is edited; then the ranks read the file. Tensors travel as
+plain bytes: detached, on the CPU, without the storage they were a view of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import io
+import os
+import pickle
+import sys
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import cloudpickle
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from minimegatron.ranks import place
+
+_Stamp = tuple[int, int, int]  # identity of the module's spec, time and size of its file
+_seen: dict[str, _Stamp] = {}
+
+
+def _rebuild(data: bytes, dtype: torch.dtype, shape: tuple[int, ...], kind: str) -> Tensor:
+    """A tensor from its bytes; `kind` is "data", "leaf" (requires grad) or "parameter"."""
+    x = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+    x = x.reshape(shape)
+    return nn.Parameter(x) if kind == "parameter" else x.requires_grad_(kind == "leaf")
+
+
+class _Pickler(cloudpickle.Pickler):
+    """cloudpickle, with tensors as their own bytes."""
+
+    def __init__(self, file: io.BytesIO, detach: bool) -> None:
+        super().__init__(file, protocol=5)
+        self._detach = detach
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) in (Tensor, nn.Parameter) and obj.layout == torch.strided:
+            if not obj.is_quantized and not obj.is_meta:
+                kind = "leaf" if obj.requires_grad and not self._detach else "data"
+                if isinstance(obj, nn.Parameter) and obj.requires_grad:
+                    kind = "parameter"
+                flat = obj.detach().resolve_conj().cpu().contiguous().reshape(-1)
+                data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+                return _rebuild, (data, obj.dtype, tuple(obj.shape), kind)
+        return super().reducer_override(obj)
+
+
+def _dumps(value: Any, detach: bool) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file, detach).dump(value)
+    return file.getvalue()
+
+
+def pack_call(value: Any) -> bytes:
+    """What a call sends to the ranks; TypeError where something in it cannot be sent."""
+    try:
+        with _by_value(_unchanged_modules()):
+            return _dumps(value, detach=False)
+    except Exception as first:
+        try:  # a learner's module may hold a lock or a file: let the ranks import it themselves
+            return _dumps(value, detach=False)
+        except Exception:
+            raise TypeError(f"this call cannot be sent to the ranks: {first}") from None
+
+
+def pack_result(value: Any) -> bytes:
+    """What a rank sends back. A parameter on its own arrives as a plain tensor."""
+    plain = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, value)
+    return _dumps(plain, detach=True)
+
+
+def unpack(data: bytes) -> Any:
+    """The reverse of both."""
+    return pickle.loads(data)
+
+
+def _learner_modules() -> dict[str, ModuleType]:
+    found = {}
+    for name, module in list(sys.modules.items()):
+        filename = getattr(module, "__file__", None)
+        if isinstance(module, ModuleType) and filename and not name.startswith("__"):
+            if place.owner(filename) == "learner":
+                found[name] = module
+    return found
+
+
+def _unchanged_modules() -> Sequence[ModuleType]:
+    """The learner's modules whose file is still what the kernel has read."""
+    unchanged = []
+    for name, module in _learner_modules().items():
+        try:
+            status = os.stat(str(module.__file__))
+        except OSError:  # its file is gone: only the kernel knows it
+            unchanged.append(module)
+            continue
+        stamp = (id(module.__spec__), status.st_mtime_ns, status.st_size)
+        # A new spec means that the kernel has read the file again (importlib.reload).
+        if name not in _seen or _seen[name][0] != stamp[0]:
+            _seen[name] = stamp
+        if _seen[name] == stamp:
+            unchanged.append(module)
+    return unchanged
+
+
+@contextlib.contextmanager
+def _by_value(modules: Sequence[ModuleType]) -> Iterator[None]:
+    registered = cloudpickle.list_registry_pickle_by_value()
+    mine = [module for module in modules if module.__name__ not in registered]
+    for module in mine:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in mine:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+class FreshSource(importlib.abc.MetaPathFinder):
+    """In a rank: the learner's modules are compiled from their source, never from a cache.
+
+    A cached file is told from its source by size and whole seconds only, so that a quick edit would
+    go unseen.
+    """
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        loader = getattr(spec, "loader", None)
+        if spec and type(loader) is importlib.machinery.SourceFileLoader and spec.origin:
+            if place.owner(spec.origin) == "learner":
+                spec.loader = _FromSource(name, spec.origin)
+                return spec
+        return None
+
+
+class _FromSource(importlib.machinery.SourceFileLoader):
+    def get_code(self, fullname: str) -> Any:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+def forget_modules() -> None:
+    """In a rank, before a call: the learner's modules are read again when next imported."""
+    for name in _learner_modules():
+        del sys.modules[name]
+    importlib.invalidate_caches()
