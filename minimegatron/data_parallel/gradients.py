@@ -34,19 +34,19 @@ class Model(Protocol):
     """What this file needs of a model (a GPT): it stands below models/ and imports none."""
 
     mesh: Mesh
-    tokens_since_finish: int  # real targets that `loss` has seen since finish_gradients
+    tokens_since_finish: int | Tensor  # real targets that `loss` has seen since finish_gradients
 
     def parameters(self) -> Iterator[Parameter]: ...
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor: ...
 
 
-def gradient_weight(tokens: int, axis: Axis, device: torch.device) -> Tensor:
+def gradient_weight(tokens: int | Tensor, axis: Axis, device: torch.device) -> Tensor:
     """This rank's share of the tokens of all ranks along the axis: a scalar, 1/size if none counts.
 
     A rank's gradient is a mean over its own `tokens`; weighted by its share, the sum over ranks is
     the mean over all tokens.
     """
-    mine = torch.tensor(tokens, dtype=torch.float64, device=device)
+    mine = torch.as_tensor(tokens, dtype=torch.float64, device=device)
     total = all_reduce(mine, axis)
     return torch.where(total > 0, mine / total.clamp(min=1), 1 / axis.size)
 
@@ -78,7 +78,9 @@ class GradientBuckets:
                 self.views[p] = buffer[offset : offset + p.numel()].view(p.shape)
                 self.bucket_of[p] = index
                 offset += p.numel()
-        self.reduced_tokens: int | None = None  # set between overlap_gradients and finish_gradients
+        self.reduced_tokens: int | Tensor | None = (
+            None  # set between overlap_gradients and finish_gradients
+        )
         self.start()
 
     def _group(self) -> list[list[Parameter]]:
@@ -110,7 +112,7 @@ class GradientBuckets:
         self.handles: list[Handle] = []
         self.weight: Tensor | None = None
 
-    def ready(self, parameter: Parameter, tokens: Callable[[], int]) -> None:
+    def ready(self, parameter: Parameter, tokens: Callable[[], int | Tensor]) -> None:
         """The gradient of `parameter` is complete; starts each bucket that is now full."""
         self.waiting_for[self.bucket_of[parameter]] -= 1
         if self.waiting_for[self.bucket_of[parameter]] < 0:
@@ -118,7 +120,7 @@ class GradientBuckets:
         while len(self.handles) < len(self.groups) and not self.waiting_for[len(self.handles)]:
             self._reduce_next(tokens())
 
-    def finish(self, tokens: int) -> None:
+    def finish(self, tokens: int | Tensor) -> None:
         """Reduces the buckets that are left and waits for all of them."""
         while len(self.handles) < len(self.groups):
             self._reduce_next(tokens)
@@ -126,7 +128,7 @@ class GradientBuckets:
             handle.wait()
 
     @torch.no_grad()
-    def _reduce_next(self, tokens: int) -> None:
+    def _reduce_next(self, tokens: int | Tensor) -> None:
         if self.weight is None:
             self.weight = gradient_weight(tokens, self.axis, self.buffers[0].device)
         index = len(self.handles)

@@ -45,7 +45,7 @@ def attention(
     scores = q @ k.transpose(-1, -2) / (hidden // heads) ** 0.5
     future = torch.ones(seq, seq, dtype=torch.bool, device=x.device).triu(1)
     probabilities = scores.masked_fill(future, float("-inf")).softmax(-1)
-    probabilities = dropout(probabilities, f"{name}.probabilities", p, masks)
+    probabilities = dropout(probabilities, f"{name}.weights", p, masks)
     context = (probabilities @ v).transpose(1, 2).reshape(batch, seq, hidden)
     return F.linear(context, state[f"{name}.out.weight"], state[f"{name}.out.bias"])
 
@@ -81,10 +81,10 @@ def gpt(
 
         def attend(y: Tensor, layer: str = layer) -> Tensor:
             out = attention(state, f"{layer}.attention", y, num_heads, p, masks)
-            return dropout(out, f"{layer}.attention", p, masks)
+            return dropout(out, f"{layer}.attention.residual", p, masks)
 
         def feed(y: Tensor, layer: str = layer) -> Tensor:
-            return dropout(mlp(state, f"{layer}.mlp", y), f"{layer}.mlp", p, masks)
+            return dropout(mlp(state, f"{layer}.mlp", y), f"{layer}.mlp.residual", p, masks)
 
         if layer_norm == "pre":
             x = x + attend(norm(state, f"{layer}.ln1", x))

@@ -1,0 +1,282 @@
+"""Parity: a model on many ranks against the same model in one process, number by number.
+
+The oracle (`oracle.py`) trains the dense model in float64. The ranks train the split one from the
+same parameters on the same batches. Then everything is compared: loss, logits, every gradient put
+together from its shards, the global gradient norm, and the parameters after each AdamW step. Noise
+on *all* initial parameters (zero biases hide a bias added twice) and unequal numbers of real
+targets (equal ones hide a mean of means) keep bugs from hiding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minimegatron.data_parallel.gradients import accumulate_gradients, finish_gradients
+from minimegatron.models.config import GPTConfig
+from minimegatron.models.gpt import GPT
+from minimegatron.ranks.launch import launch
+from minimegatron.ranks.ledger import Ledger, ledger
+from minimegatron.ranks.mesh import Mesh, single
+from minimegatron.training import oracle
+from minimegatron.training.data import slice_of
+from minimegatron.training.optimizer import gradient_norm
+from minimegatron.training.report import BANDS, ParityReport
+
+NOISE = 0.05
+LR = 1e-3
+CONFIG_FIELDS = tuple(field.name for field in dataclasses.fields(GPTConfig))
+# Names that design and later issues give a meaning to; only the value shown works today.
+NOT_BUILT = {"schedule": None, "chunks": 1, "zero": 0}
+OPTIONS = ("batch", "microbatches", "using", "timeout", "seed")
+
+State = dict[str, Tensor]
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Run:
+    """What the ranks train. `states`, if given, are loaded before each step: no free run then."""
+
+    config: GPTConfig
+    dtype: torch.dtype
+    start: State
+    batches: list[Batch]
+    microbatches: int
+    states: list[State] | None = None
+
+
+@dataclass
+class RankStep:
+    """One step as one rank saw it. A rank of tp > 0 leaves out the shards that rank 0 gathered."""
+
+    loss: Tensor
+    tokens: int
+    logits: Tensor  # (rank's batch, seq, padded vocab/tp)
+    gradients: State
+    grad_norm: Tensor
+    parameters: State
+    masks: State
+
+
+@dataclass
+class RankRun:
+    """All steps of one rank, and what it sent in the first."""
+
+    dp_rank: int
+    tp_rank: int
+    steps: list[RankStep]
+    ledger: Ledger
+
+
+def parity(
+    config: GPTConfig,
+    tp: int = 1,
+    dp: int = 1,
+    pp: int = 1,
+    steps: int = 3,
+    dtype: torch.dtype = torch.float64,
+    **features: Any,
+) -> ParityReport:
+    """Trains `config` for `steps` on tp*dp ranks and compares every number with one process.
+
+    Features are fields of GPTConfig (they override `config`) and: `batch`, the global number of
+    sequences (default 2 per rank and micro-batch; any number that gives each one at least one);
+    `microbatches`; `using`, pieces in place of the package's; `timeout` in seconds; `seed`.
+
+    float64: a free run, all compared at every step. float32: loss, logits and gradients one step
+    from the oracle's state, parameters after a free run (AdamW amplifies rounding). Raises
+    ValueError for what is not built yet or does not divide, TypeError for an unknown feature,
+    RankError when a rank fails.
+    """
+    config, options = _split_features(config, pp, features)
+    batch, microbatches = options["batch"], options["microbatches"]
+    batch = 2 * dp * microbatches if batch is None else batch
+    _check(config, tp, dp, steps, dtype, batch, microbatches)
+    seed = options["seed"]
+    start = _noisy_state(config, seed, dtype)
+    batches = [_batch(config, batch, seed + step) for step in range(steps)]
+    run = Run(config, dtype, start, batches, microbatches)
+    how = {key: options[key] for key in ("using", "timeout", "seed") if options[key] is not None}
+    free = launch(_train_on_rank, run, tp=tp, dp=dp, **how)
+
+    title = f"parity tp={tp} dp={dp}, {str(dtype).removeprefix('torch.')}, {steps} steps"
+    report = ParityReport(title, BANDS[dtype], [rank.ledger for rank in free])
+    masks = None
+    if config.dropout > 0:
+        masks = [_whole_masks(free, step, report) for step in range(steps)]
+    wanted = oracle.train(
+        {name: value.double() for name, value in start.items()},
+        batches,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        layer_norm=config.layer_norm,
+        dropout_p=config.dropout,
+        masks=masks,
+        lr=LR,
+    )
+    judged = free
+    if dtype != torch.float64:
+        states = [start, *(step.parameters for step in wanted[:-1])]
+        judged = launch(
+            _train_on_rank, dataclasses.replace(run, states=states), tp=tp, dp=dp, **how
+        )
+    for i, step in enumerate(wanted):
+        _compare_step(report, [rank.steps[i] for rank in judged], step, config, tp)
+        for rank in free:
+            found = rank.steps[i].parameters
+            report.compare("parameters", found, step.parameters, partly=rank.tp_rank > 0)
+    return report
+
+
+def _split_features(
+    config: GPTConfig, pp: int, features: Mapping[str, Any]
+) -> tuple[GPTConfig, dict[str, Any]]:
+    """The config with its overrides, and the options with their defaults."""
+    known = (*CONFIG_FIELDS, *OPTIONS, *NOT_BUILT)
+    for name, value in features.items():
+        if name not in known:
+            raise TypeError(
+                f"parity knows no feature {name!r}; it knows {', '.join(sorted(known))}"
+            )
+        if name in NOT_BUILT and value != NOT_BUILT[name]:
+            raise ValueError(f"{name}={value!r} is not built yet")
+    if pp != 1:
+        raise ValueError(f"pp={pp} is not built yet")
+    overrides = {name: value for name, value in features.items() if name in CONFIG_FIELDS}
+    options: dict[str, Any] = {"batch": None, "microbatches": 1, "using": None, "seed": 0}
+    options |= {"timeout": 60.0}
+    options |= {name: value for name, value in features.items() if name in OPTIONS}
+    return dataclasses.replace(config, **overrides), options
+
+
+def _check(
+    config: GPTConfig, tp: int, dp: int, steps: int, dtype: torch.dtype, batch: int, micro: int
+) -> None:
+    """Raise before any rank starts."""
+    if dtype not in BANDS:
+        raise ValueError(f"dtype={dtype}: parity has bands for {', '.join(map(str, BANDS))}")
+    if steps < 1:
+        raise ValueError(f"steps={steps}: at least one step is needed")
+    if tp < 1 or dp < 1 or micro < 1:
+        raise ValueError(f"tp={tp}, dp={dp}, microbatches={micro}: each is at least 1")
+    if config.num_heads % tp:
+        raise ValueError(f"num_heads {config.num_heads} does not divide by tp={tp}")
+    if batch < dp * micro:
+        raise ValueError(
+            f"batch={batch} is too small: dp={dp} x microbatches={micro} need {dp * micro}"
+        )
+
+
+def _noisy_state(config: GPTConfig, seed: int, dtype: torch.dtype) -> State:
+    """The dense initial parameters of `seed`, each with noise added, in `dtype`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        state = GPT(config, single()).full_state_dict()
+        return {
+            name: (value + NOISE * torch.randn(value.shape)).to(dtype)
+            for name, value in state.items()
+        }
+
+
+def _batch(config: GPTConfig, size: int, seed: int) -> Batch:
+    """Random tokens and targets (size, seq); each sequence has more real targets than the last."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (size, config.seq_length)
+    tokens = torch.randint(config.vocab_size, shape, generator=generator)
+    targets = torch.randint(config.vocab_size, shape, generator=generator)
+    order = torch.rand(shape, generator=generator).argsort(dim=1)
+    real = (config.seq_length * torch.arange(1, size + 1) // (size + 1)).clamp(min=1)
+    return tokens, targets.masked_fill(order >= real[:, None], -100)
+
+
+def _train_on_rank(mesh: Mesh, run: Run) -> RankRun:
+    """Trains this rank's part and brings back everything that can be compared."""
+    torch.set_default_dtype(run.dtype)
+    model = GPT(run.config, mesh)
+    model.load_full_state_dict(run.start)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
+    outputs: list[Tensor] = []
+    model.register_forward_hook(lambda module, inputs, out: outputs.append(out.detach()))
+    result = RankRun(mesh.dp.rank, mesh.tp.rank, [], Ledger())
+    for i, batch in enumerate(run.batches):
+        if run.states is not None:
+            model.load_full_state_dict(run.states[i])
+        mine = [t[slice_of(len(t), mesh.dp.size, mesh.dp.rank)].to(mesh.device) for t in batch]
+        parts = [slice_of(len(mine[0]), run.microbatches, m) for m in range(run.microbatches)]
+        outputs.clear()
+        model.streams.record = []
+        with ledger() as log:
+            optimizer.zero_grad()
+            loss = accumulate_gradients(model, [(mine[0][part], mine[1][part]) for part in parts])
+            finish_gradients(model)
+            norm = gradient_norm(model)
+            optimizer.step()
+        if i == 0:
+            result.ledger = log
+        result.steps.append(
+            RankStep(
+                loss,
+                int((mine[1] != -100).sum()),
+                torch.cat(outputs),
+                _kept(model, model.full_gradients()),
+                norm,
+                _kept(model, model.full_state_dict()),
+                _joined(model.streams.record),
+            )
+        )
+    return result
+
+
+def _kept(model: GPT, state: State) -> State:
+    """A dense dict, without what tensor-parallel rank 0 holds as well: less to send home."""
+    first = model.mesh.tp.rank == 0
+    kept = {n: t for n, t in state.items() if first or not model.is_sharded(n)}
+    return {name: tensor.detach().clone() for name, tensor in kept.items()}
+
+
+def _joined(record: list[tuple[str, Tensor]]) -> State:
+    """The masks by site, the micro-batches joined along the batch."""
+    sites: dict[str, list[Tensor]] = {}
+    for site, mask in record:
+        sites.setdefault(site, []).append(mask)
+    return {site: torch.cat(masks) for site, masks in sites.items()}
+
+
+def _whole_masks(ranks: list[RankRun], step: int, report: ParityReport) -> State:
+    """The masks of the whole batch and all heads, after a look at who drew the same ones."""
+    tp = 1 + max(rank.tp_rank for rank in ranks)
+    groups = [ranks[i : i + tp] for i in range(0, len(ranks), tp)]
+    whole: dict[str, list[Tensor]] = {}
+    report.note("masks", "", 0.0)
+    for group in groups:
+        for site, first in group[0].steps[step].masks.items():
+            masks = [rank.steps[step].masks[site] for rank in group]
+            equal = [torch.equal(first, other) for other in masks[1:]]
+            split = site.endswith(".weights")  # of attention: each rank has other heads
+            right = not any(equal) if split else all(equal)
+            report.note("masks", site, 0.0 if right else float("inf"))
+            whole.setdefault(site, []).append(torch.cat(masks, dim=1) if split else first)
+    return {site: torch.cat(masks) for site, masks in whole.items()}
+
+
+def _compare_step(
+    report: ParityReport, ranks: list[RankStep], step: oracle.Step, config: GPTConfig, tp: int
+) -> None:
+    """Loss, logits and gradients of one step, from every rank that holds them."""
+    tokens = sum(rank.tokens for rank in ranks[::tp])
+    for t in range(tp):
+        column = ranks[t::tp]  # the same part of the model, all of the batch
+        loss = torch.stack([rank.loss.double() * rank.tokens for rank in column]).sum() / tokens
+        report.compare("loss", {"loss": loss}, {"loss": step.loss})
+    rows = [torch.cat([r.logits for r in ranks[i : i + tp]], -1) for i in range(0, len(ranks), tp)]
+    logits = torch.cat(rows)[..., : config.vocab_size]
+    report.compare("logits", {"logits": logits}, {"logits": step.logits})
+    for i, rank in enumerate(ranks):
+        report.compare("gradients", rank.gradients, step.gradients, partly=i % tp > 0)
+        report.compare("grad_norm", {"grad_norm": rank.grad_norm}, {"grad_norm": step.grad_norm})
