@@ -1,8 +1,8 @@
 """What a stored notebook must look like before it may be a lesson.
 
-Readers see a lesson's outputs before they run it, and nbval compares them on every machine: so it is
-stored as run from top to bottom, without errors, warnings, traces of the machine that ran it, or
-pictures that a screen reader cannot read. A rule is a generator of messages about one cell.
+Readers see the outputs of a lesson before they run it, and nbval compares them on every machine: so
+it is stored as run from top to bottom, without errors, warnings, traces of the machine that ran it,
+or pictures that a screen reader cannot read. A rule is a generator of messages about one cell.
 """
 
 from __future__ import annotations
