@@ -61,10 +61,10 @@ def course_map(here: int | None = None) -> Picture:
                     words(axes, left + 60, top + 38 + 18 * line, text, size=SMALL, on=colour)
                 number += 1
         words(axes, 10, 530, "Filled: the core path. The others can be skipped.", align="left")
-        parts = "; ".join(f"{part}, {', '.join(lessons)}" for part, lessons in PARTS.items())
+        parts = "; ".join(f"{part}: {', '.join(lessons)}" for part, lessons in PARTS.items())
         return Picture(
             axes,
-            f"A map of the lessons in {len(PARTS)} rows: {parts}. The {len(CORE)} lessons of "
+            f"A map of the lessons in {len(PARTS)} rows. {parts}. The {len(CORE)} lessons of "
             f"the core path are filled: {', '.join(f'{lesson:02d}' for lesson in CORE)}.",
         )
 

@@ -1,9 +1,9 @@
 """A picture that also says in words what is to be seen.
 
 A `Picture` shows itself in a notebook as a PNG and, folded below it, the same thing in words. The
-words are computed from the numbers that were drawn, so that they cannot drift from the drawing. They come
-as an output of their own because JupyterLab drops the alternative text of an image output;
-where the image's metadata is honoured (nbconvert's pages), the alternative text is there too.
+words are computed from the numbers that were drawn, so that they cannot drift from the drawing.
+They are an output of their own because JupyterLab drops an image output's alternative text; where
+the image's metadata is honoured (nbconvert's pages), the alternative text is there too.
 
 PNG and not SVG: nbval compares SVG and HTML letter by letter and never a PNG, and a picture's bytes
 may differ between versions of a font library.

@@ -43,7 +43,7 @@ def _verdict(prediction: float, measured: float) -> str:
 def predicted_and_measured(
     title: str, values: Mapping[str, tuple[float, float]], unit: str
 ) -> Picture:
-    """Pairs of bars, one pair a row: what a formula predicts (empty) above what was measured (filled).
+    """Pairs of bars, one pair a row: what was predicted (empty) above what was measured.
 
     Args:
         values: row label -> (predicted, measured), both in `unit`.

@@ -90,10 +90,12 @@ def patch(
 ) -> None:
     """A labelled rectangle. On a hatched patch the label stands on a small plain ground."""
     ink = ink_on(colour)
-    box = {"xy": (left, top), "width": width, "height": height}
-    if hatch:  # matplotlib draws a hatch in the edge's colour, and on dark patches it must be white
-        axes.add_patch(Rectangle(**box, facecolor=colour, edgecolor=ink, linewidth=0, hatch=hatch))
-    axes.add_patch(Rectangle(**box, facecolor="none" if hatch else colour, edgecolor=INK))
+    if hatch:  # apart from the outline, because matplotlib gives hatch and edge one colour
+        axes.add_patch(
+            Rectangle((left, top), width, height, fc=colour, ec=ink, linewidth=0, hatch=hatch)
+        )
+    ground_colour = "none" if hatch else colour
+    axes.add_patch(Rectangle((left, top), width, height, fc=ground_colour, ec=INK))
     ground = {"facecolor": colour, "edgecolor": "none", "pad": 4} if hatch else None
     axes.text(
         left + width / 2, top + height / 2, label, color=ink, size=size, ha="center", va="center",
