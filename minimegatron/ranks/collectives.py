@@ -22,7 +22,7 @@ from torch.distributed import ReduceOp
 from minimegatron.ranks.ledger import collective, waiting
 from minimegatron.ranks.mesh import Axis
 
-# Above this many bytes gloo's ring is as fast as pairwise exchange (measured: `minimegatron bench`).
+# Above this many bytes gloo's ring is as fast as pairwise exchange (`minimegatron bench`).
 PAIRWISE_LIMIT = 1 << 20
 # Keeps our exchanges apart from messages that a learner's own code sends with small tags.
 _TAG = 1 << 20
@@ -49,7 +49,9 @@ def _size(x: Tensor) -> int:
     return x.numel() * x.element_size()
 
 
-def _run(op: str, axis: Axis, size: int, start: Callable[[], Callable[[], Tensor]], later: bool) -> Any:
+def _run(
+    op: str, axis: Axis, size: int, start: Callable[[], Callable[[], Tensor]], later: bool
+) -> Any:
     """Record the collective, start it, and finish it now or when the handle is waited for."""
     with collective(op, axis.name, axis.ranks, size):
         finish = start()
@@ -67,7 +69,7 @@ def _done(x: Tensor, later: bool) -> Any:
     return Handle(lambda: x) if later else x
 
 
-def _check(x: Tensor, axis: Axis, name: str) -> None:
+def _check(x: Any, axis: Any, name: str) -> None:
     if not isinstance(x, Tensor) or not isinstance(axis, Axis):
         given = ", ".join(type(value).__name__ for value in (x, axis))
         raise TypeError(f"{name} takes a tensor and an axis such as mesh.tp, not ({given})")

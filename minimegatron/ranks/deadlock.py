@@ -63,8 +63,8 @@ def first_difference(boards: Sequence[Board], returned: set[int]) -> list[str]:
             if len({call.op if call else None for call in at.values()}) > 1:
                 place = "the whole world" if axis == "world" else axis
                 lines = [f"the ranks' collectives on {place} first differ at number {number + 1}:"]
-                for r, call in at.items():
+                for r, last in at.items():
                     ended = "returned without one" if r in returned else "has not called it"
-                    lines.append(f"  rank {r}: " + (f"{call.op}, {call.line}" if call else ended))
+                    lines.append(f"  rank {r}: " + (f"{last.op}, {last.line}" if last else ended))
                 return lines
     return []

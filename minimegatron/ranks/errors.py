@@ -73,7 +73,9 @@ class Failure:
         frames = [frame for frame in self.frames if place.owner(frame[0]) == "learner"]
         if not frames:
             frames = [frame for frame in self.frames if place.owner(frame[0]) == "package"]
-        lines.append("Traceback (most recent call last):")
+            frames = [frame for frame in frames if "/ranks/" not in frame[0].replace("\\", "/")]
+        if frames:
+            lines.append("Traceback (most recent call last):")
         for filename, line, function in frames:
             lines.append(f"  {place.name(filename, line)}, in {function}")
             source = linecache.getline(filename, line).strip()

@@ -1,8 +1,8 @@
 """`mm.launch`: run a function from a notebook's cell on several ranks.
 
-Megatron-LM is started by torchrun, one process a GPU. Here the same processes serve a notebook: they
-wait between cells, and each call sends them a function. The call collects results in rank order,
-prints what the ranks print, and turns a failure of any rank into one short error.
+Megatron-LM is started by torchrun, one process a GPU. Here the same processes serve a notebook:
+they wait between cells, and each call sends them a function. The call collects results in rank
+order, prints what the ranks print, and turns a failure of any rank into one short error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from multiprocessing import connection
 from typing import Any
 
-from minimegatron.ranks import errors, rank, shipping, using as using_
+from minimegatron.ranks import errors, rank, shipping
+from minimegatron.ranks import using as using_
 from minimegatron.ranks.deadlock import explain
 from minimegatron.ranks.mesh import check_sizes
 from minimegatron.ranks.pool import Pool, Pools
@@ -23,8 +24,8 @@ from minimegatron.ranks.progress import ProgressLine
 
 _POOLS = Pools()
 _POLL = 0.1  # seconds between two looks at the ranks' progress
-# After a failure, how long to wait for ranks that are about to report their own, and how long a rank
-# must stand still in a collective to be sure that it is not about to.
+# After a failure: how long to wait for ranks that are about to report their own, and how long a
+# rank must stand still in a collective to be sure that it is not about to.
 _GRACE, _STILL = 0.5, 0.06
 _KEPT_OUTPUT = 1 << 20  # bytes of output kept from a rank that is not shown live
 
@@ -50,12 +51,12 @@ def launch(
     same `seed`, and `threads` threads. `using={"f": my_f}` puts a piece of yours in place of the
     package's. Tensors come back detached and on the CPU.
 
-    Raises RankError when a rank raises or dies, RankTimeout when time runs out, ValueError for sizes
-    that cannot be, TypeError for a function or argument that cannot be sent.
+    Raises RankError when a rank raises or dies, RankTimeout when time runs out, ValueError for
+    sizes that cannot be, TypeError for a function or argument that cannot be sent.
     """
     __tracebackhide__ = True  # IPython leaves this frame out
     if rank.in_rank():
-        raise RuntimeError("launch inside a rank: ranks cannot start ranks; call it in the notebook")
+        raise RuntimeError("launch inside a rank: ranks start no ranks; call it in the notebook")
     if not callable(fn):
         raise TypeError(f"launch takes a function of (mesh, ...), not {type(fn).__name__}")
     sizes = check_sizes(tp=tp, cp=cp, dp=dp, pp=pp, ep=ep)
@@ -77,11 +78,16 @@ def launch(
             pool = _POOLS.get(tp * cp * dp * pp, device)
             return _Run(pool, call, timeout).results()
     except KeyboardInterrupt:
-        interrupt = KeyboardInterrupt()
-        interrupt._render_traceback_ = lambda: ["KeyboardInterrupt: the ranks were stopped"]  # type: ignore[attr-defined]
-        raise interrupt from None
+        raise _Interrupted() from None
     except errors.RankError as error:
         raise error.with_traceback(None) from None
+
+
+class _Interrupted(KeyboardInterrupt):
+    """The learner's interrupt, which IPython shows without our frames."""
+
+    def _render_traceback_(self) -> list[str]:
+        return ["KeyboardInterrupt: the ranks were stopped"]
 
 
 def shutdown() -> None:
@@ -141,26 +147,22 @@ class _Run:
 
     def _listen(self, seconds: float) -> None:
         """Wait for any rank to say something, and take it in."""
-        waiting = [n for n in range(self.pool.world_size) if n not in self.replies]
-        waiting = [n for n in waiting if n not in self.dead]
-        answers = {self.pool.calls[n]: n for n in waiting}
-        ends = {self.pool.processes[n].sentinel: n for n in waiting}
-        outputs = {self.pool.outputs[n]: n for n in waiting}
-        ready = connection.wait([*answers, *ends, *outputs], seconds)
-        for end in ready:
-            if end in outputs:
-                self._take_output(outputs[end])  # type: ignore[index]
-        for end in ready:
-            number = answers.get(end)  # type: ignore[call-overload]
-            if number is not None:
+        settled = {*self.replies, *self.dead}
+        waiting = [n for n in range(self.pool.world_size) if n not in settled]
+        pool = self.pool
+        ends = [e for n in waiting for e in (pool.calls[n], pool.outputs[n])]
+        sentinels = [pool.processes[n].sentinel for n in waiting]
+        ready = set(connection.wait([*ends, *sentinels], seconds))
+        for number in waiting:
+            if pool.outputs[number] in ready:
+                self._take_output(number)
+            if pool.calls[number] in ready:
                 try:
-                    self.replies[number] = end.recv()  # type: ignore[union-attr]
+                    self.replies[number] = pool.calls[number].recv()
                 except (EOFError, OSError):
                     self.dead.add(number)
                 self._take_output(number)
-        for end in ready:
-            number = ends.get(end)  # type: ignore[call-overload]
-            if number is not None and number not in self.replies:
+            elif pool.processes[number].sentinel in ready:
                 self.dead.add(number)
                 self._take_output(number)
 
@@ -183,7 +185,7 @@ class _Run:
     def _hear_the_others(self) -> None:
         """One rank has failed: let those that fail by themselves say so, within the grace."""
         end = time.monotonic() + _GRACE
-        moved = {n: (-1, 0.0) for n in range(self.pool.world_size)}
+        moved = dict.fromkeys(range(self.pool.world_size), (-1, 0.0))
         while time.monotonic() < end:
             self._listen(0.01)
             pending = False
@@ -199,7 +201,7 @@ class _Run:
                 return
 
     def _raise_failure(self) -> None:
-        """Blame a dead rank before one that raised, a peer's lost connection last, then the lowest."""
+        """Blame a dead rank first, a peer's lost connection last, else the lowest rank."""
         if self.dead:
             raise self.pool.died(min(self.dead))
         failures = {n: r.failure for n, r in self.replies.items() if r.failure is not None}

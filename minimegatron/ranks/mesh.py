@@ -1,9 +1,9 @@
 """Named axes over the ranks: who talks to whom.
 
-Megatron splits a job of tp*cp*dp*pp ranks along named axes; the tensor-parallel rank varies fastest,
-then cp, dp, pp (`megatron/core/parallel_state.py`, `RankGenerator` with order tp-cp-ep-dp-pp), so
-that the ranks which talk most sit in one machine. Here the grid is torch's DeviceMesh; a layer is
-given the one axis it needs and reaches for nothing else.
+Megatron splits a job of tp*cp*dp*pp ranks along named axes; the tensor-parallel rank varies
+fastest, then cp, dp, pp (`megatron/core/parallel_state.py`, `RankGenerator` with order
+tp-cp-ep-dp-pp), so that the ranks which talk most sit in one machine. Here the grid is torch's
+DeviceMesh; a layer is given the one axis it needs and reaches for nothing else.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Mesh:
         if len(ranks) > 1:
             ready = group()  # collective: now, while every rank is here
             made = lambda: ready  # noqa: E731
-        return Axis("-".join(key or names), ranks, ranks.index(self.rank), made)
+        return Axis("-".join(key[::-1] or names), ranks, ranks.index(self.rank), made)
 
     tp = property(lambda self: self.axis("tp"), doc="tensor parallel: parts of one matrix")
     cp = property(lambda self: self.axis("cp"), doc="context parallel: parts of one sequence")
@@ -139,7 +139,7 @@ def check_sizes(**sizes: int) -> dict[str, int]:
     """The sizes as given, or a ValueError that names the axis and what is allowed."""
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name}={size!r}: the size of an axis is a whole number of at least 1")
+            raise ValueError(f"{name}={size!r}: an axis has a whole number of ranks, at least 1")
         if size > 1 and name in _NOT_BUILT:
             raise ValueError(f"{name}={size}: the axis {name} is not built yet; leave it at 1")
     return sizes

@@ -19,7 +19,9 @@ import types
 from collections.abc import Iterator
 from multiprocessing import connection
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,7 +38,8 @@ class Pool:
     """`world_size` living ranks with one process group among them."""
 
     def __init__(self, world_size: int, backend: str, devices: list[str]) -> None:
-        self.world_size, self.processes = world_size, []  # type: ignore[var-annotated]
+        self.world_size = world_size
+        self.processes: list[BaseProcess] = []
         self.calls: list[Connection] = []
         self.outputs: list[Connection] = []
         check_memory(world_size)
@@ -56,7 +59,7 @@ class Pool:
 
     def _start(self, backend: str, devices: list[str]) -> None:
         method = "forkserver" if sys.platform == "linux" else "spawn"
-        context = multiprocessing.get_context(method)
+        context: Any = multiprocessing.get_context(method)
         with _quiet_start(method):
             for number in range(self.world_size):
                 at = rank.Place(number, self.world_size, backend, devices[number], str(self.folder))
@@ -78,7 +81,7 @@ class Pool:
                 raise RankError(f"{words}\n{said}", number, said)
 
     def _answers(self, number: int) -> bool:
-        ends = [self.calls[number], self.processes[number].sentinel]
+        ends: list[Any] = [self.calls[number], self.processes[number].sentinel]
         connection.wait(ends, START_UP)
         try:
             return self.calls[number].poll() and self.calls[number].recv() == "ready"

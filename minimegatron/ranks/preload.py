@@ -3,7 +3,7 @@
 import torch
 import torch._dynamo  # the first optimizer would import it, for a second, in every rank
 import torch.distributed.device_mesh
-import torch.optim  # noqa: F401
+import torch.optim
 
 import minimegatron.ranks.rank  # noqa: F401
 

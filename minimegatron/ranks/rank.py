@@ -11,6 +11,7 @@ import faulthandler
 import os
 import random
 import signal
+import socket
 import sys
 import threading
 import time
@@ -66,7 +67,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a rank answers: a packed result or a failure, and whether it is fit for the next call."""
+    """A rank's answer: a packed result or a failure, and whether it is fit for the next call."""
 
     result: bytes = b""
     failure: Failure | None = None
@@ -102,7 +103,7 @@ def main(at: Place, calls: Connection, output: Connection) -> None:
     sys.meta_path.insert(0, shipping.FreshSource())
     TRACE.board = board
     busy = threading.Event()
-    threading.Thread(target=_look, args=(board, busy), daemon=True, name="look").start()
+    threading.Thread(target=_look, args=(board, busy, calls), daemon=True, name="look").start()
     at_rest = _Rest()
     calls.send("ready")
     while True:
@@ -140,18 +141,15 @@ def _answer(
     except BaseException as error:  # SystemExit and KeyboardInterrupt too: the learner is told
         answer, tidy, failure = b"", False, Failure.of(error)
     _flush()
-    return Reply(
-        answer, failure, dict(TRACE.counts), dict(TRACE.sent), TRACE.received, tidy
-    )
+    return Reply(answer, failure, dict(TRACE.counts), dict(TRACE.sent), TRACE.received, tidy)
 
 
 def _pack(result: Any) -> bytes:
     try:
         return shipping.pack_result(result)
     except Exception as error:
-        kind = type(result).__name__
-        message = f"the result (a {kind}) cannot be sent back to the notebook: {error}"
-        raise TypeError(message) from None
+        kind = f"the result, of type {type(result).__name__}, cannot be sent back to the notebook"
+        raise TypeError(f"{kind}: {error}") from None
 
 
 def _seed(seed: int) -> None:
@@ -181,7 +179,7 @@ class _Rest:
             os.environ.update(call.environment)
         os.chdir(call.cwd)
         warnings.resetwarnings()
-        warnings.filters[:] = self._filters
+        warnings.filters[:] = self._filters  # type: ignore[index]
         for number, handler in self._signals.items():
             signal.signal(number, handler)
         torch.set_num_threads(call.threads)
@@ -220,13 +218,12 @@ def _speak_into(output: Connection) -> None:
     os.dup2(null, 0)
     for descriptor in (1, 2):
         os.dup2(output.fileno(), descriptor)
-    options: dict[str, Any] = {
-        "encoding": "utf-8", "errors": "backslashreplace", "buffering": 1, "closefd": False,
-    }
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115
-    sys.stdout = sys.__stdout__ = open(1, "w", **options)  # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(2, "w", **options)  # noqa: SIM115
-    warnings.showwarning = _show_warning
+    options: dict[str, Any] = {"buffering": 1, "closefd": False}
+    options |= {"encoding": "utf-8", "errors": "backslashreplace"}
+    sys.stdin = open(0, closefd=False)
+    sys.stdout = open(1, "w", **options)
+    sys.stderr = open(2, "w", **options)
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     sys.breakpointhook = _no_breakpoint
 
 
@@ -277,6 +274,24 @@ def _never_outlive_the_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
+def _hung_up(calls: Connection) -> bool:
+    """Whether the kernel's end of the pipe is closed; on Windows that is left to the main thread."""
+    if os.name != "posix":
+        return False
+    with socket.socket(fileno=os.dup(calls.fileno())) as end:
+        try:
+            return end.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+
+def _end_at_once() -> None:
+    """End this rank, with whatever it has started."""
+    os.killpg(0, signal.SIGKILL)
+
+
 def _leave_last_words(board: Board, crash: Path) -> None:
     """Write down the line in which this process is about to end."""
     faulthandler.enable(crash.open("w"), all_threads=False)
@@ -296,12 +311,14 @@ def _leave_last_words(board: Board, crash: Path) -> None:
     sys.addaudithook(note)
 
 
-def _look(board: Board, busy: threading.Event) -> None:
-    """Now and then, tell the board which line the rank is in."""
+def _look(board: Board, busy: threading.Event, calls: Connection) -> None:
+    """Now and then, tell the board which line the rank is in; end it if the kernel hung up."""
     main_thread = threading.main_thread().ident
     while True:
         busy.wait()
         time.sleep(LOOK_EVERY)
+        if _hung_up(calls):
+            _end_at_once()
         frame = sys._current_frames().get(main_thread or 0)
         line = place.of(frame)
         del frame

@@ -1,8 +1,8 @@
 """How functions, arguments and results travel between the kernel and its ranks.
 
-cloudpickle carries functions and classes defined in cells. The learner's own modules travel by value,
-as the kernel knows them, until their file is edited; then the ranks read the file. Tensors travel as
-plain bytes: detached, on the CPU, without the storage they were a view of.
+cloudpickle carries functions and classes defined in cells. The learner's own modules travel by
+value, as the kernel knows them, until their file is edited; then the ranks read the file. Tensors
+travel as plain bytes: detached, on the CPU, without the storage they were a view of.
 """
 
 from __future__ import annotations

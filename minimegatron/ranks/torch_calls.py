@@ -53,7 +53,7 @@ def _peer(name: str, given: dict[str, Any], group: Any) -> int | None:
         return None
     position = given.get("group_" + _PEERS[name])
     if position is not None:
-        return dist.get_global_rank(group or dist.group.WORLD, position)
+        return dist.get_global_rank(group or c10d._get_default_group(), position)
     peer = given.get(_PEERS[name])
     return -1 if peer is None else int(peer)
 
@@ -70,6 +70,8 @@ def _wrap(name: str, original: Callable[..., Any], axis_of: Callable[[Any], str]
             ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
             peer = _peer(name, given, group)
         except Exception:  # a wrong call: torch says what is wrong with it
+            return original(*args, **kwargs)
+        if len(ranks) == 1:  # nothing is sent
             return original(*args, **kwargs)
         size = _size(given.get(tensor)) if tensor else 0
         with collective(op, axis_of(group), ranks, size, peer=peer):

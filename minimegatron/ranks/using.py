@@ -1,8 +1,8 @@
 """The learner's piece in place of the package's, for one call: `using={"f": my_f}`.
 
-One mechanism serves the exercises, the wrong answers and the bug museum: every module of the package
-that has bound the name finds the learner's object under it until the block ends. A learner's piece
-that calls the package's own (`mm.f` inside `my_f`) reaches the original, not itself.
+One mechanism serves the exercises, the wrong answers and the bug museum: every module of the
+package that has bound the name finds the learner's object under it until the block ends. A
+learner's piece that calls the package's own (`mm.f` inside `my_f`) reaches the original.
 """
 
 from __future__ import annotations
