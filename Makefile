@@ -40,10 +40,10 @@ $(stamp): constraints.txt pyproject.toml
 	@rm -f .venv/made-with-python-*
 	@if [ "$(TORCH)" = cpu ]; then \
 	    echo "Installing $(torch), CPU build (TORCH=default takes PyPI's build)"; \
-	    $(bin)/python -m pip install --quiet --no-deps --retries 1 --timeout 20 --index-url $(CPU_INDEX) $(torch) 2>/dev/null \
+	    $(bin)/python -m pip install -qq --no-deps --retries 1 --timeout 20 --index-url $(CPU_INDEX) $(torch) 2>/dev/null \
 	    || echo "PyTorch's CPU index has no build for here or cannot be reached: taking PyPI's"; fi
-	@echo "Installing the packages of constraints.txt"
-	@$(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@echo "Installing the packages of constraints.txt (a minute or two)"
+	@$(bin)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
 demo: venv  ## train a small GPT on real text: 1 process, tp=2, dp=2, tp=2 x dp=2

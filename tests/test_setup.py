@@ -10,6 +10,7 @@ import sys
 import tokenize
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,8 @@ LAYERS = [
     {"cli"},
     {"commands", "notebooks", "nbval_plugin"},
     {"classroom", "figures"},
-    {"training", "analysis"},
+    {"training"},
+    {"analysis"},
     {"models"},
     {"tensor_parallel", "data_parallel", "pipeline_parallel"},
     {"ranks"},
@@ -123,6 +125,18 @@ def test_imports_go_from_the_upper_layers_to_the_lower(path: Path) -> None:
     for module in imported(path) if part != "__init__" else []:
         other = module.split(".")[1]
         assert place[other] > place[part] or other == part, f"imports {module}"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graph = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): {
+            node.module
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.ImportFrom)
+        }
+        for path in FILES
+    }
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError with the circle
 
 
 def part_of(path: Path) -> str:
