@@ -18,7 +18,8 @@ WORKERS ?= 2
 LESSONS ?= $(wildcard notebooks/*.ipynb)
 
 bin = .venv/bin
-version := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+version := $(shell $(PYTHON) -c '$(supported)' 2>/dev/null && \
+    $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 stamp = .venv/made-with-python-$(version)
 torch := $(shell grep '^torch==' constraints.txt)
 
@@ -33,7 +34,8 @@ venv: $(stamp)  ## the virtual environment .venv, made once; TORCH=cpu or TORCH=
 
 # A changed constraints.txt or pyproject.toml brings .venv up to date; another Python makes it anew.
 $(stamp): constraints.txt pyproject.toml
-	@[ -n "$(version)" ] || { echo "minimegatron needs Python 3.11 to 3.14; name one: make venv PYTHON=python3.12"; exit 1; }
+	@[ -n "$(version)" ] || { echo "minimegatron needs Python 3.11 to 3.14, not '$(PYTHON)';" \
+	    "name one: make venv PYTHON=python3.12"; exit 1; }
 	@if $(bin)/python -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(version)")' 2>/dev/null; \
 	    then echo "Bringing .venv up to date (Python $(version))"; \
 	    else echo "Making .venv with Python $(version)"; $(PYTHON) -m venv --clear .venv; fi
