@@ -6,6 +6,9 @@ called, so that `minimegatron --help` does not wait for torch.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 app = typer.Typer(
@@ -27,6 +30,51 @@ def doctor() -> None:
     from minimegatron.commands.doctor import run
 
     raise typer.Exit(run())
+
+
+@app.command()
+def demo(
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each run.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the losses into this file.")] = None,
+) -> None:
+    """Train a small GPT on 1, 2 and 4 ranks and compare: losses, messages, speed."""
+    from minimegatron.commands.demo import run
+
+    raise typer.Exit(run(steps, plot))
+
+
+@app.command()
+def train(
+    tp: Annotated[int, typer.Option(min=1, help="Ranks that share each matrix.")] = 1,
+    dp: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ranks that share the batch. Default 1; under torchrun the rest."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1)] = 300,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences a step, all ranks together.")] = 16,
+    microbatches: Annotated[int, typer.Option(min=1, help="Parts of a rank's batch.")] = 1,
+    seq: Annotated[int, typer.Option(min=1, help="Tokens of a sequence.")] = 64,
+    hidden: Annotated[int, typer.Option(min=1)] = 128,
+    layers: Annotated[int, typer.Option(min=1)] = 2,
+    heads: Annotated[int, typer.Option(min=1)] = 4,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A UTF-8 text file or a folder. Default: Python's own documentation."),
+    ] = None,
+    tokenizer: Annotated[str, typer.Option(help="bpe or bytes.")] = "bpe",
+    vocab: Annotated[int, typer.Option(help="Tokens that bpe learns, at most.")] = 512,
+    plot: Annotated[Path | None, typer.Option(help="Draw the losses into this file.")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Train a GPT on real text: in one process, on tp x dp ranks, or under torchrun."""
+    from minimegatron.commands.train import Settings, run
+
+    settings = Settings(
+        steps=steps, batch=batch, seq=seq, hidden=hidden, layers=layers, heads=heads, lr=lr,
+        microbatches=microbatches, seed=seed, tokenizer=tokenizer, vocab=vocab,
+    )  # fmt: skip
+    raise typer.Exit(run(settings, tp=tp, dp=dp, data=data, plot=plot))
 
 
 if __name__ == "__main__":

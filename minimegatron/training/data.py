@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minimegatron.models.config import GPTConfig
 from minimegatron.training.tokenizer import BPETokenizer, ByteTokenizer, TextTokenizer
 
 
@@ -85,6 +86,19 @@ def make_corpus(
                 f"the token after it need {seq_length + 1}; give more text or a shorter sequence"
             )
     return Corpus(made, *parts)
+
+
+def check_split(config: GPTConfig, tp: int, dp: int, batch: int, microbatches: int) -> None:
+    """ValueError, before any rank starts, where model or batch cannot be divided like this."""
+    if min(tp, dp, microbatches) < 1:
+        raise ValueError(f"tp={tp}, dp={dp}, microbatches={microbatches}: each is at least 1")
+    if config.num_heads % tp:
+        raise ValueError(f"num_heads {config.num_heads} does not divide by tp={tp}")
+    if batch < dp * microbatches:
+        raise ValueError(
+            f"batch={batch} is too small: dp={dp} x microbatches={microbatches} need "
+            f"{dp * microbatches} sequences"
+        )
 
 
 def slice_of(total: int, parts: int, index: int) -> slice:

@@ -24,7 +24,7 @@ from minimegatron.ranks.launch import launch
 from minimegatron.ranks.ledger import Ledger, ledger
 from minimegatron.ranks.mesh import Mesh, single
 from minimegatron.training import oracle
-from minimegatron.training.data import slice_of
+from minimegatron.training.data import check_split, slice_of
 from minimegatron.training.optimizer import gradient_norm
 from minimegatron.training.report import BANDS, ParityReport
 
@@ -97,7 +97,11 @@ def parity(
     config, options = _split_features(config, pp, features)
     batch, microbatches = options["batch"], options["microbatches"]
     batch = 2 * dp * microbatches if batch is None else batch
-    _check(config, tp, dp, steps, dtype, batch, microbatches)
+    check_split(config, tp, dp, batch, microbatches)
+    if dtype not in BANDS:
+        raise ValueError(f"dtype={dtype}: parity has bands for {', '.join(map(str, BANDS))}")
+    if steps < 1:
+        raise ValueError(f"steps={steps}: at least one step is needed")
     seed = options["seed"]
     start = _noisy_state(config, seed, dtype)
     batches = [_batch(config, batch, seed + step) for step in range(steps)]
@@ -153,24 +157,6 @@ def _split_features(
     options |= {"timeout": 60.0}
     options |= {name: value for name, value in features.items() if name in OPTIONS}
     return dataclasses.replace(config, **overrides), options
-
-
-def _check(
-    config: GPTConfig, tp: int, dp: int, steps: int, dtype: torch.dtype, batch: int, micro: int
-) -> None:
-    """Raise before any rank starts."""
-    if dtype not in BANDS:
-        raise ValueError(f"dtype={dtype}: parity has bands for {', '.join(map(str, BANDS))}")
-    if steps < 1:
-        raise ValueError(f"steps={steps}: at least one step is needed")
-    if tp < 1 or dp < 1 or micro < 1:
-        raise ValueError(f"tp={tp}, dp={dp}, microbatches={micro}: each is at least 1")
-    if config.num_heads % tp:
-        raise ValueError(f"num_heads {config.num_heads} does not divide by tp={tp}")
-    if batch < dp * micro:
-        raise ValueError(
-            f"batch={batch} is too small: dp={dp} x microbatches={micro} need {dp * micro}"
-        )
 
 
 def _noisy_state(config: GPTConfig, seed: int, dtype: torch.dtype) -> State:

@@ -1,0 +1,118 @@
+"""`minimegatron demo`: one small GPT, one real text, four ways to run it, the same result.
+
+The course in one table. Each run starts from the same weights and sees the same sequences; what
+differs is who holds what, and so what must be sent.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from minimegatron.analysis.flops import parameter_count
+from minimegatron.commands.train import (
+    Outcome,
+    Settings,
+    check_plot,
+    make_settings_corpus,
+    save_plot,
+    train_on,
+)
+from minimegatron.ranks.errors import RankError
+from minimegatron.ranks.launch import launch
+from minimegatron.ranks.mesh import single
+from minimegatron.training.parity import parity
+from minimegatron.training.report import ParityReport
+
+SPLITS = {
+    "one process": (1, 1),
+    "tp=2": (2, 1),
+    "dp=2": (1, 2),
+    "tp=2 x dp=2": (2, 2),
+}
+STEP_PHASES = ("forward", "backward", "optimizer")
+
+
+def run(
+    steps: int | None = None, plot: Path | None = None, settings: Settings | None = None
+) -> int:
+    """Runs all four, prints the table and a sample; 1 if a run fails or is not equal."""
+    console = Console(highlight=False)
+    settings = settings or Settings()
+    settings = settings if steps is None else replace(settings, steps=steps)
+    begin = time.perf_counter()
+    try:
+        if plot is not None:
+            check_plot(plot)
+        corpus = make_settings_corpus(settings, None)
+        config = settings.config(corpus)
+        console.print(
+            f"A GPT of {parameter_count(config):,} parameters learns "
+            f"{len(corpus.train):,} tokens of Python's own documentation, {settings.steps} steps "
+            "each time."
+        )
+        outcomes: dict[str, Outcome] = {}
+        reports: dict[str, ParityReport] = {}
+        for name, (tp, dp) in SPLITS.items():
+            console.print(f"  {name} ...")
+            if name == "one process":
+                outcomes[name] = train_on(single(), settings, corpus, say=None)
+            else:
+                ranks = launch(train_on, settings, corpus, None, tp=tp, dp=dp, timeout=600)
+                outcomes[name] = ranks[0]
+                reports[name] = parity(config, tp=tp, dp=dp, seed=settings.seed)
+        console.print(_table(outcomes, reports))
+        if plot is not None:
+            save_plot({name: o.history for name, o in outcomes.items()}, corpus, plot)
+    except (ValueError, FloatingPointError, OSError, RankError) as error:
+        console.print(f"error: {error}", markup=False, soft_wrap=True)
+        return 1
+    last = outcomes["tp=2 x dp=2"]
+    loss, entropy = last.history.validation[-1][1], corpus.unigram_entropy()
+    console.print(
+        f"Validation loss {loss:.2f} nats per token. Knowing only how frequent each token is would "
+        f"cost {entropy:.2f}\n(the unigram entropy of the text): the model has "
+        f"{'learnt context' if loss < entropy else 'not learnt any context yet'}."
+    )
+    console.print(f"\nAfter {settings.steps} steps on tp=2 x dp=2 it writes:\n", markup=False)
+    console.print(last.sample, markup=False)
+    console.print(f"\n{time.perf_counter() - begin:.0f} s in all")
+    return 0 if all(report.ok for report in reports.values()) else 1
+
+
+def _table(outcomes: dict[str, Outcome], reports: dict[str, ParityReport]) -> Table:
+    """A row a run: losses, how equal it is, what a rank sent in a step, how fast."""
+    table = Table(caption=CAPTION, caption_justify="left")
+    table.add_column("run")
+    for title in ("train\nloss", "valid.\nloss", "parity\nerror", "loss\ndrift"):
+        table.add_column(title, justify="right")
+    for title in ("collectives\na step", "kB\na step", "tokens/s"):
+        table.add_column(title, justify="right")
+    reference = torch.tensor(outcomes["one process"].history.losses)
+    for name, outcome in outcomes.items():
+        history, report = outcome.history, reports.get(name)
+        drift = float((torch.tensor(history.losses) - reference).abs().max())
+        log = history.ledger
+        table.add_row(
+            name,
+            f"{history.losses[-1]:.3f}",
+            f"{history.validation[-1][1]:.3f}",
+            f"{max(report.errors.values()):.0e}" if report else "oracle",
+            f"{drift:.0e}" if report else "",
+            str(sum(log.count(phase=p) for p in STEP_PHASES)),
+            f"{sum(log.bytes(phase=p) for p in STEP_PHASES) / 1e3:,.0f}",
+            f"{history.tokens_per_second:,.0f}",
+        )
+    return table
+
+
+CAPTION = """\
+Losses: nats per token at the end. Parity error: loss, logits, every gradient and the
+parameters after 3 steps in float64, worst relative difference from one process (equal:
+<= 1e-10). Loss drift: largest difference of a training loss in this float32 run, where
+rounding grows with every step. Collectives, kB: what one rank took part in, counted."""

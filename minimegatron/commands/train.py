@@ -1,0 +1,199 @@
+"""`minimegatron train`: a GPT on real text, in one process, on launched ranks, or under torchrun.
+
+The same options everywhere. A plain process starts the ranks itself; a process that torchrun or
+srun has started is one rank already, and takes its place on the mesh.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from minimegatron.analysis.flops import parameter_count
+from minimegatron.figures.style import rank_colour
+from minimegatron.models.config import GPTConfig
+from minimegatron.models.generate import generate
+from minimegatron.models.gpt import GPT
+from minimegatron.ranks.collectives import all_reduce
+from minimegatron.ranks.errors import RankError
+from minimegatron.ranks.launch import launch
+from minimegatron.ranks.ledger import phase
+from minimegatron.ranks.mesh import Mesh, connect, single
+from minimegatron.training.data import Corpus, check_split, make_corpus
+from minimegatron.training.loop import History, train
+from minimegatron.training.text import default_text, read_text
+
+PROMPT = "The "
+WORDS = 60  # tokens of the sample
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes of a run. The defaults learn clearly more than word counts in half a minute."""
+
+    steps: int = 300
+    batch: int = 16
+    seq: int = 64
+    hidden: int = 128
+    layers: int = 2
+    heads: int = 4
+    lr: float = 3e-3
+    microbatches: int = 1
+    seed: int = 0
+    tokenizer: str = "bpe"
+    vocab: int = 512
+
+    def config(self, corpus: Corpus) -> GPTConfig:
+        """The model for this text."""
+        return GPTConfig(corpus.vocab_size, self.seq, self.hidden, self.layers, self.heads)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run's history and a sample of its model's text."""
+
+    history: History
+    sample: str
+
+
+def make_settings_corpus(settings: Settings, data: Path | None) -> Corpus:
+    """The text of `data`, or the default one, tokenized."""
+    text = default_text() if data is None else read_text(data)
+    return make_corpus(text, settings.seq, settings.tokenizer, settings.vocab)
+
+
+def train_on(
+    mesh: Mesh, settings: Settings, corpus: Corpus, say: Callable[[str], None] | None = print
+) -> Outcome:
+    """One rank's run: the same weights and batches at every split. Rank 0 tells how it goes."""
+    _same_text_everywhere(mesh, corpus)
+    torch.manual_seed(settings.seed)
+    model = GPT(settings.config(corpus), mesh)
+    every = max(1, settings.steps // 5)
+
+    def report(step: int, loss: float) -> None:
+        if say is not None and mesh.rank == 0 and (step + 1) % every == 0:
+            say(f"step {step + 1:5d} of {settings.steps}   loss {loss:.3f}")
+
+    history = train(
+        model,
+        corpus,
+        steps=settings.steps,
+        batch=settings.batch,
+        microbatches=settings.microbatches,
+        lr=settings.lr,
+        validate_every=every,
+        seed=settings.seed,
+        report=report,
+    )
+    prompt = torch.tensor([corpus.tokenizer.encode(PROMPT)], device=mesh.device)
+    with phase("other"):
+        tokens = generate(model, prompt, WORDS, temperature=0.7, seed=settings.seed)
+    return Outcome(history, corpus.tokenizer.decode(tokens[0].tolist()))
+
+
+def _same_text_everywhere(mesh: Mesh, corpus: Corpus) -> None:
+    """Machines may ship other versions of the default text: better an error than nonsense."""
+    number = float(zlib.crc32(torch.cat([corpus.train, corpus.validation]).numpy().tobytes()))
+    both = torch.tensor([number, -number], dtype=torch.float64, device=mesh.device)
+    with phase("other"):
+        largest, smallest = all_reduce(both, mesh.axis("tp", "dp"), op="max").tolist()
+    if largest != -smallest:
+        raise ValueError("the ranks read different texts or tokenizers: give all the same --data")
+
+
+def run(
+    settings: Settings,
+    *,
+    tp: int = 1,
+    dp: int | None = None,
+    data: Path | None = None,
+    plot: Path | None = None,
+) -> int:
+    """Trains, prints speeds, losses and a sample; 0, or 1 after printing what went wrong."""
+    console = Console(highlight=False)
+    try:
+        if plot is not None:
+            check_plot(plot)
+        corpus = make_settings_corpus(settings, data)
+        if _started_as_a_rank():
+            mesh = connect(tp=tp, dp=dp)
+            outcome = train_on(mesh, settings, corpus)
+            first, sizes = mesh.rank == 0, (mesh.tp.size, mesh.dp.size)
+            if dist.is_initialized():
+                dist.destroy_process_group()
+        else:
+            first, sizes = True, (tp, dp or 1)
+            config = settings.config(corpus)
+            check_split(config, *sizes, settings.batch, settings.microbatches)
+            if sizes == (1, 1):
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+                outcome = train_on(single(device), settings, corpus)
+            else:
+                outcomes = launch(train_on, settings, corpus, tp=tp, dp=dp or 1, timeout=600)
+                outcome = outcomes[0]
+        if first:
+            _print_outcome(console, settings.config(corpus), corpus, outcome, sizes)
+            if plot is not None:
+                save_plot({f"tp={sizes[0]} dp={sizes[1]}": outcome.history}, corpus, plot)
+                console.print(f"losses drawn in {plot}", markup=False)
+    except (ValueError, FloatingPointError, OSError, RankError) as error:
+        console.print(f"error: {error}", markup=False, soft_wrap=True)
+        return 1
+    return 0
+
+
+def _started_as_a_rank() -> bool:
+    """Whether torchrun, or srun with several tasks, started this process."""
+    srun = "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    return {"RANK", "WORLD_SIZE"} <= os.environ.keys() or srun
+
+
+def _print_outcome(
+    console: Console, config: GPTConfig, corpus: Corpus, outcome: Outcome, sizes: tuple[int, int]
+) -> None:
+    history = outcome.history
+    lines = [
+        f"{parameter_count(config):,} parameters on tp={sizes[0]} x dp={sizes[1]}",
+        f"{history.tokens_per_second:,.0f} tokens/s, {history.flops_per_second / 1e9:,.1f} model "
+        "GFLOP/s (matrix products, forward and backward)",
+        f"training loss {history.losses[-1]:.3f}, validation loss {history.validation[-1][1]:.3f} "
+        f"nats per token; unigram entropy of the text {corpus.unigram_entropy():.3f}",
+        "",
+        outcome.sample,
+    ]
+    console.print("\n".join(lines), markup=False)
+
+
+def check_plot(file: Path) -> None:
+    """ValueError where a picture cannot be saved there: before the run, not after it."""
+    kinds = Figure().canvas.get_supported_filetypes()
+    if file.suffix[1:] not in kinds:
+        raise ValueError(f"{file}: a picture's name ends in one of {', '.join(sorted(kinds))}")
+    if not file.parent.is_dir():
+        raise ValueError(f"{file}: there is no folder {file.parent}")
+
+
+def save_plot(histories: dict[str, History], corpus: Corpus, file: Path) -> None:
+    """Training (line) and validation (dots) losses of runs over steps, and the unigram entropy."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    styles = ("-", "--", "-.", ":")
+    for i, (label, history) in enumerate(histories.items()):
+        colour, style = rank_colour(i), styles[i % len(styles)]
+        axes.plot(history.losses, style, color=colour, linewidth=1, label=label)
+        steps, losses = zip(*history.validation, strict=True)
+        axes.plot(steps, losses, "o", color=colour, label=f"{label}, validation")
+    entropy = corpus.unigram_entropy()
+    axes.axhline(entropy, color="black", linestyle=":", label="unigram entropy")
+    axes.set(xlabel="step", ylabel="nats per token")
+    axes.legend(frameon=False)
+    figure.savefig(file, dpi=120)
