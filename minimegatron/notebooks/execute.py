@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import struct
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def run(path: Path) -> bool:
         resources={"metadata": {"path": str(path.resolve().parent)}},
     )
     try:
-        client.execute(env=environment)
+        client.execute(env=environment, stderr=subprocess.DEVNULL)  # the kernel's own log, as nbval
     except (CellExecutionError, DeadKernelError, TimeoutError) as error:
         raise RuntimeError(f"{path} was left as it was.\n{error}") from None
     after = nbformat.writes(normalised(notebook)) + "\n"
