@@ -46,7 +46,8 @@ class Board:
     def create(path: Path, world_size: int) -> list[Board]:
         """Make the file for `world_size` ranks and open each rank's part."""
         with path.open("wb") as file:
-            file.truncate(world_size * SIZE)
+            # Taken now: a full disk is an error here, and a killed rank later.
+            file.write(bytes(world_size * SIZE))
         return [Board(path, rank) for rank in range(world_size)]
 
     def _write_header(self) -> None:

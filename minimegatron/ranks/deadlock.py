@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from minimegatron.ranks.board import KEPT, Board, Call
 from minimegatron.ranks.errors import RankTimeout
 
-_MESSAGES = ("send", "recv", "isend", "irecv")
+_MESSAGES = ("send", "recv")
 
 
 def name(call: Call) -> str:
     """ "all_reduce on tp", "send to rank 3 on pp"."""
     where = "the whole world" if call.axis == "world" else call.axis
     if call.peer is not None:
-        towards = "from" if "recv" in call.op else "to"
+        towards = "from" if call.op == "recv" else "to"
         peer = "any rank" if call.peer < 0 else f"rank {call.peer}"
         return f"{call.op} {towards} {peer} on {where}"
     return f"{call.op} on {where}"

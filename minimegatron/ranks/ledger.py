@@ -19,8 +19,6 @@ from minimegatron.ranks import place
 from minimegatron.ranks.board import Board
 
 PHASES = ("forward", "backward", "recompute", "optimizer", "other")
-# A message is counted once, at its sender.
-_UNCOUNTED = ("recv", "irecv")
 
 
 def ring_bytes(op: str, size: int, n: int) -> float:
@@ -167,7 +165,7 @@ def collective(
         yield
         return
     line = place.here() if TRACE.board or TRACE.ledgers else ""
-    if op in _UNCOUNTED:
+    if op == "recv":  # a message is counted once, at its sender
         TRACE.received += 1
     else:
         wire = ring_bytes(op, size, len(ranks))

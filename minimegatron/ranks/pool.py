@@ -43,15 +43,8 @@ class Pool:
         self.calls: list[Connection] = []
         self.outputs: list[Connection] = []
         check_memory(world_size)
+        self.folder, self.boards = _make_folder(world_size)
         try:
-            self.folder = Path(tempfile.mkdtemp(prefix="minimegatron-"))
-        except OSError as error:
-            raise OSError(
-                f"the ranks need a temporary folder, and {tempfile.gettempdir()} refuses one "
-                f"({error.strerror}): free some space or set TMPDIR"
-            ) from None
-        try:
-            self.boards = Board.create(self.folder / "board", world_size)
             self._start(backend, devices)
         except BaseException:  # an interrupt too: a half-built pool leaves nothing behind
             self.end()
@@ -139,6 +132,21 @@ class Pool:
             if process.pid is not None:
                 process.join(5)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _make_folder(world_size: int) -> tuple[Path, list[Board]]:
+    """A temporary folder with the ranks' board in it."""
+    folder = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="minimegatron-"))
+        return folder, Board.create(folder / "board", world_size)
+    except OSError as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise OSError(
+            f"the ranks need a temporary folder, and {tempfile.gettempdir()} refuses it "
+            f"({error.strerror}): free some space or set TMPDIR"
+        ) from None
 
 
 def check_memory(world_size: int) -> None:

@@ -6,6 +6,7 @@ heard too), tells the board where it is, and never outlives the kernel.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import os
@@ -228,11 +229,10 @@ def _speak_into(output: Connection) -> None:
 
 
 def _flush() -> None:
+    """Push out what Python and C still hold back, whatever the learner did to the streams."""
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(Exception):
             stream.flush()
-        except (OSError, ValueError):
-            pass
     if os.name == "posix":
         ctypes.CDLL(None).fflush(None)
 

@@ -34,9 +34,9 @@ _CALLS = {
     "gather": ("gather", "tensor"),
     "scatter": ("scatter", "tensor"),
     "send": ("send", "tensor"),
-    "isend": ("isend", "tensor"),
+    "isend": ("send", "tensor"),
     "recv": ("recv", "tensor"),
-    "irecv": ("irecv", "tensor"),
+    "irecv": ("recv", "tensor"),
     "barrier": ("barrier", None),
 }
 _PEERS = {"send": "dst", "isend": "dst", "recv": "src", "irecv": "src"}
