@@ -123,15 +123,16 @@ def current_phase() -> str:
     """The phase of the code that runs now: set by `phase`, else read from autograd's own state."""
     if TRACE.phase is not None:
         return TRACE.phase
-    if torch._C._current_graph_task_id() == -1:
-        return "forward"
-    # Inside backward, gradients are recorded only while a checkpointed forward is run again.
-    return "recompute" if torch.is_grad_enabled() else "backward"
+    return "forward" if torch._C._current_graph_task_id() == -1 else "backward"
 
 
 @contextlib.contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Name the phase of the collectives in this block: "optimizer", say."""
+    """Name the phase of the collectives in this block: "optimizer", say.
+
+    forward and backward are found without it; a forward that runs again inside backward is not
+    (`context_fn` of torch's checkpoint takes `phase("recompute")`).
+    """
     if name not in PHASES:
         raise ValueError(f"phase {name!r} is not one of {', '.join(PHASES)}")
     before, TRACE.phase = TRACE.phase, name

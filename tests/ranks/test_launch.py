@@ -86,7 +86,9 @@ def test_output_appears_on_stdout_in_rank_order_with_the_ranks_names(capfd):
     for rank in range(2):
         part = out.splitlines()[6 * rank : 6 * rank + 6]
         assert part[:4] == [f"[rank {rank}] {line}" for line in said]
-        assert part[4].startswith(f"[rank {rank}] UserWarning: mind the gap (") and "line" in part[4]
+        assert (
+            part[4].startswith(f"[rank {rank}] UserWarning: mind the gap (") and "line" in part[4]
+        )
         assert part[5] == f"[rank {rank}] no end of line"
     assert err == "" and "/tmp" not in out
 
