@@ -40,21 +40,18 @@ _FIXED = {
 def read(model_or_path: Any) -> tuple[GPTConfig, dict[str, Tensor], bool]:
     """(config, dense state dict under our names, training mode) of a model or a folder."""
     if isinstance(model_or_path, str | Path):
-        facts, theirs, training = *_read_folder(Path(model_or_path)), False
-    else:
-        if not hasattr(model_or_path, "state_dict") or not hasattr(model_or_path, "config"):
-            raise ValueError(f"neither a GPT2LMHeadModel nor a folder: {model_or_path!r}")
-        facts, theirs = model_or_path.config.to_dict(), model_or_path.state_dict()
-        training = model_or_path.training
-    config = _config(facts)
-    return config, _state(theirs, config), training
+        path = Path(model_or_path) / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path.parent} holds no model: it has no config.json")
+        config = _config(json.loads(path.read_text()))
+        return config, _state(_tensors(path.parent), config), False
+    if not hasattr(model_or_path, "state_dict") or not hasattr(model_or_path, "config"):
+        raise ValueError(f"neither a GPT2LMHeadModel nor a folder: {model_or_path!r}")
+    config = _config(model_or_path.config.to_dict())
+    return config, _state(model_or_path.state_dict(), config), model_or_path.training
 
 
-def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no model: it has no config.json")
-    facts = json.loads(path.read_text())
+def _tensors(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     if files := sorted(folder.glob("model*.safetensors")):
         for file in files:
@@ -64,7 +61,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors |= torch.load(file, map_location="cpu", weights_only=True)
     else:
         raise FileNotFoundError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
-    return facts, tensors
+    return tensors
 
 
 def _config(facts: Mapping[str, Any]) -> GPTConfig:

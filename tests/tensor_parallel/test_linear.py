@@ -241,3 +241,69 @@ def test_layers_run_under_autocast():
         assert x.grad.dtype == column.weight.grad.dtype == row.weight.grad.dtype == torch.float32
 
     mm.launch(check, tp=2)
+
+
+def check_mlp(mesh):
+    """A column layer feeding a row layer against the dense pair: output and every gradient."""
+    up, down = dense_linear(8, 12), dense_linear(12, 8)
+    x, grad, tp = batch(2, 3, 8), batch(2, 3, 8, seed=6), mesh.tp
+    y_dense, x_grad = run_dense(nn.Sequential(up, nn.GELU(), down), x, grad)
+    column = mm.ColumnParallelLinear.from_dense(up, tp)
+    row = mm.RowParallelLinear.from_dense(down, tp)
+    x.requires_grad_()
+    y = row(nn.functional.gelu(column(x)))
+    y.backward(grad)
+    close(y.detach(), y_dense)
+    close(x.grad, x_grad)
+    close(column.weight.grad, up.weight.grad.chunk(tp.size)[tp.rank])
+    close(column.bias.grad, up.bias.grad.chunk(tp.size)[tp.rank])
+    close(row.weight.grad, down.weight.grad.chunk(tp.size, 1)[tp.rank])
+    close(row.bias.grad, down.bias.grad)
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4])
+def test_a_column_and_a_row_layer_make_the_dense_mlp(tp):
+    mm.launch(check_mlp, tp=tp)
+
+
+class BiasOnEveryRank(mm.RowParallelLinear):
+    def forward(self, x):
+        return mm.g(nn.functional.linear(x, self.weight, self.bias), self.axis)
+
+
+class BiasDividedByTheRanks(mm.RowParallelLinear):
+    def forward(self, x):
+        bias = self.bias / self.axis.size
+        return mm.g(nn.functional.linear(x, self.weight, bias), self.axis)
+
+
+class NoF(mm.ColumnParallelLinear):
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+class ReducedTwice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, axis):
+        ctx.axis = axis
+        return mm.all_reduce(x, axis)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return mm.all_reduce(grad, ctx.axis), None
+
+
+# Numbers of pitfalls.md, A.
+BUGS = {
+    "1: bias on every rank": {"RowParallelLinear": BiasOnEveryRank},
+    "2: bias divided by tp": {"RowParallelLinear": BiasDividedByTheRanks},
+    "3: f is the identity": {"f": lambda x, axis: x},
+    "3: the layer lacks f": {"ColumnParallelLinear": NoF},
+    "4: g reduces again backward": {"g": lambda x, axis: ReducedTwice.apply(x, axis)},
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_caught(bug):
+    with pytest.raises(mm.RankError, match="AssertionError"):
+        mm.launch(check_mlp, tp=2, using=BUGS[bug])

@@ -199,3 +199,76 @@ def test_targets_that_do_not_fit_are_errors():
         mm.vocab_parallel_cross_entropy(logits, torch.full((2, 5), -1), axis, vocab_size=6)
     with pytest.raises(ValueError, match=r"\(2, 4\).*\(2, 5, 6\)"):
         mm.vocab_parallel_cross_entropy(logits, torch.zeros(2, 4, dtype=torch.long), axis)
+
+
+def check_embedding(mesh, vocab=11):
+    dense, tokens = dense_embedding(vocab), torch.arange(vocab)
+    close(mm.VocabParallelEmbedding.from_dense(dense, mesh.tp)(tokens), dense(tokens))
+
+
+class LastRowMissing(mm.VocabParallelEmbedding):
+    def forward(self, tokens):
+        local = tokens - self.first
+        elsewhere = (local < 0) | (local >= len(self.weight) - 1)
+        vectors = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
+        return mm.g(vectors.masked_fill(elsewhere[..., None], 0.0), self.axis)
+
+
+class FirstRowTwice(mm.VocabParallelEmbedding):
+    def forward(self, tokens):
+        local = tokens - self.first
+        elsewhere = (local < 0) | (local > len(self.weight))
+        vectors = F.embedding(local.clamp(0, len(self.weight) - 1), self.weight)
+        return mm.g(vectors.masked_fill(elsewhere[..., None], 0.0), self.axis)
+
+
+@pytest.mark.parametrize("wrong", [LastRowMissing, FirstRowTwice])
+def test_bug_7_a_border_off_by_one_is_caught(wrong):
+    mm.launch(check_embedding, tp=2)
+    with pytest.raises(mm.RankError, match="AssertionError"):
+        mm.launch(check_embedding, tp=2, using={"VocabParallelEmbedding": wrong})
+
+
+def padding_takes_part(logits, targets, axis, vocab_size=None, ignore_index=-100):
+    return mm.vocab_parallel_cross_entropy(logits.nan_to_num(), targets, axis, None, ignore_index)
+
+
+def without_a_maximum(logits, targets, axis, vocab_size=None, ignore_index=-100):
+    last = min(logits.shape[-1], max(vocab_size - axis.rank * logits.shape[-1], 0))
+    total = mm.g(logits[..., :last].exp().sum(-1), axis)
+    local = targets - axis.rank * logits.shape[-1]
+    mine = (local >= 0) & (local < last)
+    target = logits.gather(-1, local.where(mine, 0)[..., None])[..., 0].where(mine, 0.0)
+    return (total.log() - mm.g(target, axis)).where(targets != ignore_index, 0.0)
+
+
+def with_the_maximum_of_this_rank(logits, targets, axis, vocab_size=None, ignore_index=-100):
+    highest = logits.detach().nan_to_num(nan=-torch.inf).amax(-1, keepdim=True)
+    return without_a_maximum(logits - highest, targets, axis, vocab_size, ignore_index)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "vocab", "scale"),
+    [
+        (padding_takes_part, 11, 1.0),  # bug 8
+        (without_a_maximum, 12, 1000.0),  # bug 9
+        (with_the_maximum_of_this_rank, 12, 1.0),
+    ],
+)
+def test_bugs_8_and_9_of_the_loss_are_caught(wrong, vocab, scale):
+    using = {"vocab_parallel_cross_entropy": wrong}
+    with pytest.raises(mm.RankError, match="AssertionError"):
+        mm.launch(check_loss, vocab, scale, tp=2, using=using)
+
+
+def test_the_loss_without_a_maximum_is_right_on_small_logits_so_that_only_size_shows_bug_9():
+    mm.launch(check_loss, 12, tp=2, using={"vocab_parallel_cross_entropy": without_a_maximum})
+
+
+def test_bug_10_gathered_logits_are_refused():
+    def gathers_first(logits, targets, axis, vocab_size=None, ignore_index=-100):
+        whole = mm.gather(logits, axis)
+        return mm.vocab_parallel_cross_entropy(whole, targets, axis, vocab_size, ignore_index)
+
+    with pytest.raises(mm.RankError, match="12 columns.*vocabulary of 12 on tp=2 has 6"):
+        mm.launch(check_loss, 12, tp=2, using={"vocab_parallel_cross_entropy": gathers_first})
