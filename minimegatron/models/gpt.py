@@ -47,10 +47,10 @@ class Embedding(nn.Module):
 class GPT(nn.Module):
     """A GPT on a mesh; without one, in this process. Initial weights depend on the seed only.
 
-    One number is drawn from torch's generator, whatever the split; parameters have torch's default
-    dtype. `model.streams` are its dropout streams; `tokens_since_finish` the number of targets that
-    `loss` has seen since gradients were last finished. Raises ValueError where heads do not divide
-    by tp.
+    One number is drawn from torch's generator, whatever the split (its state must be the same on
+    every rank, as `mm.launch` leaves it); parameters have torch's default dtype. `model.streams`
+    are its dropout streams; `tokens_since_finish` the number of targets that `loss` has seen since
+    gradients were last finished. Raises ValueError where heads do not divide by tp.
     """
 
     def __init__(self, config: GPTConfig, mesh: Mesh | None = None) -> None:
@@ -58,6 +58,8 @@ class GPT(nn.Module):
         if config.sequence_parallel or config.recompute is not None:
             raise ValueError("sequence_parallel and recompute are not built yet")
         self.config, self.mesh = config, mesh or single()
+        if self.mesh.pp.size > 1:
+            raise ValueError(f"pp={self.mesh.pp.size}: a GPT in pipeline stages is not built yet")
         self.tokens_since_finish: int | Tensor = 0
         seed = draw_seed()
         self.streams = DropoutStreams(self.mesh, seed)

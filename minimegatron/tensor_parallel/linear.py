@@ -85,7 +85,10 @@ def column_parallel(
     `weight` (out/tp, in), `bias` (out/tp) or None. With `sequence_parallel`, `x` is
     (batch, seq/tp, in).
     """
-    if replaced("sequence_all_gather" if sequence_parallel else "f"):  # the learner's, as in print
+    pieces = ["f", "all_reduce"]
+    if sequence_parallel:
+        pieces = ["sequence_all_gather", "all_gather", "reduce_scatter"]
+    if any(map(replaced, pieces)):  # a learner's piece runs where the paper puts it
         whole = sequence_all_gather(x, axis) if sequence_parallel else f(x, axis)
         return F.linear(whole, weight, bias)
     if axis.size == 1:

@@ -228,6 +228,14 @@ def test_wrong_input_is_an_error_that_names_the_numbers():
             mm.GPT(mm.GPTConfig(**SMALL, **option))
 
 
+def test_a_pipeline_is_an_error_and_not_a_whole_model_on_every_stage():
+    def check(mesh):
+        with pytest.raises(ValueError, match="pp=2"):
+            mm.GPT(mm.GPTConfig(**SMALL), mesh)
+
+    mm.launch(check, pp=2)
+
+
 def test_heads_that_do_not_divide_are_an_error():
     config = mm.GPTConfig(51, 12, hidden_size=18, num_layers=1, num_heads=3)
 

@@ -219,6 +219,24 @@ def test_the_overlapped_product_equals_the_operators_one_after_another(sequence_
     }
     fused, plain = mm.launch(check, tp=2), mm.launch(check, tp=2, using=using)
     torch.testing.assert_close(fused, plain)
+    if not sequence_parallel:  # a learner's collective knows no options
+        using = {"all_reduce": lambda x, axis: mm.all_reduce(x, axis)}
+        torch.testing.assert_close(mm.launch(check, tp=2, using=using), fused)
+
+
+def test_a_column_layer_takes_non_contiguous_inputs_and_gradients():
+    def check(mesh):
+        dense = dense_linear(8, 12)
+        x, grad = batch(3, 2, 8).transpose(0, 1), batch(12, 3, 2, seed=6).permute(2, 1, 0)
+        _, x_grad = run_dense(dense, x, grad)
+        layer = mm.ColumnParallelLinear.from_dense(dense, mesh.tp)
+        x = x.clone().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+        layer(x).backward(grad.chunk(2, -1)[mesh.tp.rank])
+        assert not x.is_contiguous()
+        close(x.grad, x_grad)
+        close(layer.weight.grad, dense.weight.grad.chunk(2)[mesh.tp.rank])
+
+    mm.launch(check, tp=2)
 
 
 def test_an_input_that_needs_no_gradient_costs_no_communication():
