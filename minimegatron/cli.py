@@ -19,11 +19,6 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def main() -> None:
-    """Keeps the command's name needed even while there is only one command."""
-
-
 @app.command()
 def doctor() -> None:
     """Check this machine, and print a cure for whatever it lacks."""
@@ -75,6 +70,14 @@ def train(
         microbatches=microbatches, seed=seed, tokenizer=tokenizer, vocab=vocab,
     )  # fmt: skip
     raise typer.Exit(run(settings, tp=tp, dp=dp, data=data, plot=plot))
+
+
+@app.command()
+def bench() -> None:
+    """Time the ranks and the model against torch's own and transformers; a few minutes."""
+    from minimegatron.commands.bench import run
+
+    raise typer.Exit(run())
 
 
 if __name__ == "__main__":
