@@ -17,6 +17,7 @@ from minimegatron.figures.style import (
     SMALL,
     arrow,
     canvas,
+    indexed,
     patch,
     rank_colour,
     words,
@@ -33,7 +34,7 @@ def split_columns(tp: int = 4) -> Picture:
     with canvas(900, 310) as axes:
         words(axes, 112, 35, "X, on every rank")
         _bands(axes, "X", (20, middle), (INNER, rows), 1)
-        words(axes, 232, middle, r"$\times$", size=LARGE)
+        words(axes, 232, middle, "×", size=LARGE)
         words(axes, 390, 35, _cut("A", "columns", tp))
         _bands(axes, "A", (260, middle), (columns, INNER), tp)
         words(axes, 565, middle, "=", size=LARGE)
@@ -56,7 +57,7 @@ def split_rows(tp: int = 4) -> Picture:
     with canvas(900, 390) as axes:
         words(axes, 112, 35, _cut("X", "columns", tp))
         _bands(axes, "X", (20, middle), (INNER, rows), tp)
-        words(axes, 224, middle, r"$\times$", size=LARGE)
+        words(axes, 224, middle, "×", size=LARGE)
         words(axes, 310, 35, _cut("A", "rows", tp))
         _bands(axes, "A", (245, middle), (columns, INNER), tp, downwards=True)
         words(axes, 394, middle, "=", size=LARGE)
@@ -66,9 +67,16 @@ def split_rows(tp: int = 4) -> Picture:
             left, colour = 415 + 8 * rank, rank_colour(rank) if tp > 1 else EVERY_RANK
             patch(axes, left, top + rank * step, columns, rows, colour=colour)
             seen = step if rank < tp - 1 else rows  # what the next sheet leaves uncovered
-            label = f"$X_{rank}A_{rank}$" if tp > 1 else "$XA$"
+            label = indexed("X", rank) + indexed("A", rank) if tp > 1 else "XA"
             height = top + rank * step + seen / 2
-            words(axes, left + columns / 2, height, label, size=SMALL, on=colour)
+            words(
+                axes,
+                left + columns / 2,
+                height,
+                label,
+                size=NORMAL if tp <= 4 else SMALL,
+                on=colour,
+            )
         words(axes, 668, middle - 22, "all-reduce" if tp > 1 else "is", size=SMALL, bold=tp > 1)
         words(axes, 668, middle + 20, "adds" if tp > 1 else "", size=SMALL)
         arrow(axes, (620, middle), (735, middle))
@@ -92,18 +100,18 @@ def row_bias(tp: int = 4) -> Picture:
             words(axes, 20, top, verdict, align="left", bold=True)
             middle = top + 65
             for rank in range(tp):
-                label = f"$X_{rank}A_{rank}{' + b' if before else ''}$"
+                label = indexed("X", rank) + indexed("A", rank) + (" + b" if before else "")
                 left, width = 20 + rank * 440 / tp, 440 / tp - 8
                 colour = rank_colour(rank)
-                patch(axes, left, middle - 40, width, 80, label, colour=colour, size=SMALL)
+                patch(axes, left, middle - 40, width, 80, label, colour=colour)
             words(axes, 520, middle - 20, "all-reduce", size=SMALL, bold=True)
             arrow(axes, (462, middle), (578, middle))
-            total = f"$XA + {tp}b$" if before else "$XA$"
+            total = f"XA + {tp}b" if before else "XA"
             patch(axes, 585, middle - 40, 120, 80, total)
             if not before:
-                words(axes, 740, middle - 20, "$+b$")
+                words(axes, 740, middle - 20, "+ b")
                 arrow(axes, (710, middle), (768, middle))
-                patch(axes, 775, middle - 40, 110, 80, "$XA + b$")
+                patch(axes, 775, middle - 40, 110, 80, "XA + b")
         return Picture(
             axes,
             f"Two ways to add the bias b. Wrong: each of {tp} ranks adds b to its partial sum "
@@ -131,7 +139,7 @@ def _bands(
     width, height = size
     top = middle - height / 2
     if tp == 1:
-        patch(axes, left, top, width, height, f"${name}$", size=LARGE)
+        patch(axes, left, top, width, height, name, size=LARGE)
         return
     for rank in range(tp):
         across, down = (0.0, height / tp) if downwards else (width / tp, 0.0)
@@ -141,9 +149,9 @@ def _bands(
             top + rank * down,
             across or width,
             down or height,
-            f"${name}_{rank}$",
+            indexed(name, rank),
             colour=rank_colour(rank),
-            size=NORMAL if tp <= 4 else SMALL,
+            size=LARGE if tp <= 4 else SMALL,
         )
 
 

@@ -17,6 +17,7 @@ from minimegatron.figures.style import (
     SMALL,
     arrow,
     canvas,
+    indexed,
     patch,
     rank_colour,
     words,
@@ -43,9 +44,9 @@ def f_and_g(tp: int = 2) -> Picture:
 def _operator(axes: Axes, left: float, name: str, value: str, tp: int) -> None:
     """One operator. f goes from the whole to the ranks, g from the ranks to the whole."""
     spreads = name == "f"
-    words(axes, left + WIDTH / 2, 24, f"${name}$", size=LARGE)
-    _lane(axes, left, 150, f"${value}", tp, forward=True, spreads=spreads)
-    _lane(axes, left, 340, f"$d{value}", tp, forward=False, spreads=spreads)
+    words(axes, left + WIDTH / 2, 24, name, size=LARGE)
+    _lane(axes, left, 150, value, tp, forward=True, spreads=spreads)
+    _lane(axes, left, 340, f"d{value}", tp, forward=False, spreads=spreads)
 
 
 def _lane(
@@ -56,12 +57,12 @@ def _lane(
     hatch = HATCHES["F" if forward else "B"]
     whole, ranks = (left, left + WIDTH - 90) if spreads else (left + WIDTH - 90, left)
     words(axes, left + WIDTH / 2, middle - 72, "forward" if forward else "backward", bold=True)
-    patch(axes, whole, middle - 50, 90, 100, f"{value}$", hatch=hatch, size=NORMAL)
+    patch(axes, whole, middle - 50, 90, 100, value, hatch=hatch, size=NORMAL)
     for rank in range(tp):
-        label = f"{value}_{rank}$" if adds else f"{value}$"
+        label = indexed(value, rank) if adds else value
         top, height = middle - 50 + rank * 100 / tp, 100 / tp
         colour = rank_colour(rank)
-        patch(axes, ranks, top, 90, height, label, colour=colour, hatch=hatch, size=SMALL)
+        patch(axes, ranks, top, 90, height, label, colour=colour, hatch=hatch)
     words(axes, left + WIDTH / 2, middle - 22, "all-reduce" if adds else "identity", bold=adds)
     words(axes, left + WIDTH / 2, middle + 22, "adds" if adds else "sends nothing", size=SMALL)
     ends = (left + 105, middle), (left + WIDTH - 105, middle)

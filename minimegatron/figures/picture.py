@@ -58,7 +58,7 @@ class Picture:
         data = base64.b64encode(self.png).decode()
         return (
             f'<img src="data:image/png;base64,{data}" alt="{html.escape(self.alt)}" '
-            f'width="{self.width}" height="{self.height}">'
+            f'width="{self.width}" style="max-width: 100%; height: auto">'
         )
 
     def __repr__(self) -> str:

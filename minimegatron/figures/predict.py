@@ -6,7 +6,9 @@ lesson asks first (`prediction = None`), measures, then shows both. No predictio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from numbers import Real
 
 from minimegatron.figures.picture import Picture
 from minimegatron.figures.style import (
@@ -19,13 +21,17 @@ from minimegatron.figures.style import (
 )
 
 
-def compare_prediction(what: str, prediction: float | None, measured: float) -> None:
-    """Print a learner's prediction beside the measured value, and how far apart they are."""
+def compare_prediction(what: str, prediction: object, measured: float) -> None:
+    """Print a learner's prediction (a number, or None) beside the measured value.
+
+    Raises TypeError for a prediction that is neither a number nor None.
+    """
     if prediction is None:
-        verdict, shown = "", "none yet"
+        shown, verdict = "none yet", ""
+    elif isinstance(prediction, Real):
+        shown, verdict = f"{prediction:,}", f"   {_verdict(float(prediction), measured)}"
     else:
-        shown = f"{prediction:,}"
-        verdict = _verdict(prediction, measured)
+        raise TypeError(f"a prediction is a number or None, not {prediction!r}")
     width = max(len(shown), len(f"{measured:,}"))
     print(what)
     print(f"  predicted  {shown:>{width}}")
@@ -33,11 +39,11 @@ def compare_prediction(what: str, prediction: float | None, measured: float) -> 
 
 
 def _verdict(prediction: float, measured: float) -> str:
-    if abs(prediction - measured) <= 1e-9 * abs(measured):
-        return "   as predicted"
+    if math.isclose(prediction, measured, rel_tol=1e-9):
+        return "as predicted"
     if prediction * measured <= 0:
-        return "   look again: what was missed?"
-    return f"   {measured / prediction:.3g} times the prediction"
+        return "not as predicted"
+    return f"{measured / prediction:.3g} times the prediction"
 
 
 def predicted_and_measured(

@@ -46,7 +46,7 @@ def mesh(tp: int = 2, dp: int = 2) -> Picture:
     if not (1 <= tp <= 4 and 1 <= dp <= 3):
         raise ValueError(f"this picture has room for tp <= 4 and dp <= 3, not {tp} and {dp}")
     with canvas(900, 90 + 100 * dp) as axes:
-        side, left = 200, 450 - 100 * tp
+        side, left = 190, 470 - 95 * tp
         arrow(axes, (left, 50), (left + side * tp, 50))
         words(axes, left - 15, 50, "tp", align="right", bold=True)
         arrow(axes, (left - 25, 75), (left - 25, 75 + 100 * dp))

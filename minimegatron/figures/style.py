@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import matplotlib as mpl
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
@@ -35,7 +35,6 @@ SMALL, NORMAL, LARGE = 12.5, 14.0, 18.0  # points; nothing is smaller, for the l
 
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same letters on every machine
-    "mathtext.fontset": "dejavusans",
     "hatch.linewidth": 0.8,
     "text.color": INK,
     "text.usetex": False,
@@ -60,6 +59,11 @@ def ink_on(colour: str) -> str:
     return INK if luminance(colour) > 0.2 else PAPER
 
 
+def indexed(name: str, rank: int) -> str:
+    """`name` with the rank as a subscript. (matplotlib's own formulas take ten times as long.)"""
+    return name + "".join(chr(ord("₀") + int(digit)) for digit in str(rank))
+
+
 @contextmanager
 def canvas(width: int, height: int) -> Iterator[Axes]:
     """An empty drawing area of `width` x `height` CSS pixels, origin at the top left.
@@ -67,7 +71,7 @@ def canvas(width: int, height: int) -> Iterator[Axes]:
     The figure is made without pyplot: it belongs to nobody's list of open figures and the
     reader's own plots and rcParams stay as they are. Finish the Picture inside the context.
     """
-    with mpl.rc_context(_RC):
+    with style.context(["default", _RC]):
         figure = Figure(figsize=(width / PIXELS_PER_INCH, height / PIXELS_PER_INCH))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_xlim(0, width)

@@ -7,7 +7,7 @@ that, and a stored notebook holds nothing of the widget.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import ipywidgets
@@ -18,25 +18,22 @@ from minimegatron.figures.picture import Picture
 
 
 class PictureExplorer(ipywidgets.VBox):
-    """A slider for each of `choices` (name -> values) above the picture `draw(**values)`.
+    """`controls` (name -> ipywidget with a value) above the picture that `draw(**values)` returns.
 
     The picture is set as HTML with an alternative text, because ipywidgets' Image has none.
     """
 
-    def __init__(self, draw: Callable[..., Picture], **choices: Sequence[Any]) -> None:
-        self.sliders = {
-            name: ipywidgets.SelectionSlider(options=list(values), description=name)
-            for name, values in choices.items()
-        }
+    def __init__(self, draw: Callable[..., Picture], **controls: ipywidgets.ValueWidget) -> None:
+        self.controls = controls
         self._draw = draw
         self.first = self._drawn()
         self.picture = ipywidgets.HTML(self.first.html())
-        for slider in self.sliders.values():
-            slider.observe(self._redraw, names="value")
-        super().__init__(children=[*self.sliders.values(), self.picture])
+        for control in controls.values():
+            control.observe(self._redraw, names="value")
+        super().__init__(children=[*controls.values(), self.picture])
 
     def _drawn(self) -> Picture:
-        return self._draw(**{name: slider.value for name, slider in self.sliders.items()})
+        return self._draw(**{name: control.value for name, control in self.controls.items()})
 
     def _redraw(self, change: Bunch) -> None:
         self.picture.value = self._drawn().html()
@@ -47,8 +44,14 @@ class PictureExplorer(ipywidgets.VBox):
 
 
 def explore_split() -> PictureExplorer:
-    """Sliders for tp and for the way A is cut, above the picture of the product."""
-    return PictureExplorer(split_matrix, tp=(1, 2, 4, 8), cut=("columns", "rows"))
+    """A slider for tp and a switch for the way A is cut, above the picture of the product."""
+    return PictureExplorer(
+        split_matrix,
+        tp=ipywidgets.SelectionSlider(options=(1, 2, 4, 8), value=2, description="tp"),
+        cut=ipywidgets.ToggleButtons(
+            options=("columns", "rows"), description="cut A in", layout={"width": "auto"}
+        ),
+    )
 
 
 def split_matrix(tp: int, cut: str) -> Picture:

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import matplotlib as mpl
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+
+from minimegatron import figures
+from minimegatron.figures import picture as picture_module
+from tests.figures.conftest import EVERY_PICTURE
+
+
+@pytest.mark.parametrize("name", EVERY_PICTURE)
+def test_a_picture_is_small_readable_and_says_what_it_shows(name: str, drawn: list[Axes]) -> None:
+    picture = EVERY_PICTURE[name]()
+    assert len(picture.png) < 60_000
+    assert picture.width <= 900
+    assert picture.alt.endswith(".")
+    assert 40 < len(picture.alt) < 800
+    axes = drawn[0]
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    FigureCanvasAgg(figure).draw()
+    texts = [text for text in axes.texts if text.get_text()]
+    assert min(text.get_fontsize() for text in texts) >= 12
+    edge = axes.get_window_extent()
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
+    for text, box in boxes:
+        assert edge.x0 <= box.x0 and box.x1 <= edge.x1, f"{text!r} is cut off"
+        assert edge.y0 <= box.y0 and box.y1 <= edge.y1, f"{text!r} is cut off"
+    for i, (text, box) in enumerate(boxes):
+        for other, other_box in boxes[:i]:
+            assert not box.padded(-1).overlaps(other_box.padded(-1)), f"{text!r} over {other!r}"
+
+
+def test_the_same_picture_has_the_same_bytes_whatever_the_reader_set() -> None:
+    first = figures.split_rows(4).png
+    with mpl.rc_context({"font.size": 30, "font.family": "serif", "figure.facecolor": "black"}):
+        assert figures.split_rows(4).png == first
+
+
+def test_a_png_names_no_program_and_has_two_dots_a_pixel() -> None:
+    picture = figures.mesh(2, 2)
+    image = Image.open(io.BytesIO(picture.png))
+    assert image.info.keys() <= {"dpi"}
+    assert image.size == (2 * picture.width, 2 * picture.height)
+
+
+def test_drawing_leaves_the_readers_matplotlib_alone() -> None:
+    before = dict(mpl.rcParams)
+    figures.f_and_g(2)
+    assert dict(mpl.rcParams) == before
+    code = (
+        "import sys; from minimegatron import figures; figures.key(); "
+        "sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_notebook_shows_the_image_and_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[dict[str, str], dict[str, object]]] = []
+    monkeypatch.setattr(
+        picture_module, "display", lambda data, **options: shown.append((data, options))
+    )
+    picture = figures.split_columns(2)
+    picture._ipython_display_()
+    (image, options), (words, _) = shown
+    assert image["text/plain"] == picture.alt
+    assert options["metadata"]["image/png"]["alt"] == picture.alt  # type: ignore[index]
+    assert picture.alt in words["text/markdown"]
+    assert "image/png" not in words
+
+
+def test_html_escapes_the_words() -> None:
+    picture = figures.predicted_and_measured('a "b" <c>', {"x": (1, 1)}, "bytes")
+    assert 'alt="Pairs of bars, a &quot;b&quot; &lt;c&gt;, predicted' in picture.html()
