@@ -15,6 +15,11 @@ from collections.abc import Callable, Mapping
 from multiprocessing import connection
 from typing import Any
 
+from minimegatron.ranks import server
+
+server.start()  # while this process imports torch, below
+
+# ruff: noqa: E402
 from minimegatron.ranks import errors, rank, shipping
 from minimegatron.ranks import using as using_
 from minimegatron.ranks.deadlock import explain

@@ -1,8 +1,7 @@
 """The kernel's side of a pool of ranks: start them, listen to them, end them.
 
-Ranks come from multiprocessing's forkserver, a process that has imported torch once and forks in
-milliseconds; where there is none (Windows) or forking is unsafe (macOS) they are spawned. They stay
-alive between calls. They meet through a file, so that no port is ever opened by number.
+Ranks come from `server.py` and stay alive between calls. They meet through a file, so that no port
+is ever opened by number.
 """
 
 from __future__ import annotations
@@ -12,11 +11,8 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import threading
-import types
-from collections.abc import Iterator
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -25,13 +21,12 @@ from typing import Any
 
 import torch
 
-from minimegatron.ranks import place, rank
+from minimegatron.ranks import place, rank, server
 from minimegatron.ranks.board import Board
 from minimegatron.ranks.errors import RankError, died
 
 START_UP = 120.0  # seconds for a rank to come up, the import of torch included
 BYTES_PER_RANK = 100 << 20  # what a rank that has run a small model keeps to itself
-_PRELOAD = ["minimegatron.ranks.preload"]
 
 
 class Pool:
@@ -51,9 +46,8 @@ class Pool:
             raise
 
     def _start(self, backend: str, devices: list[str]) -> None:
-        method = "forkserver" if sys.platform == "linux" else "spawn"
-        context: Any = multiprocessing.get_context(method)
-        with _quiet_start(method):
+        context: Any = multiprocessing.get_context(server.METHOD)
+        with server.starting():
             for number in range(self.world_size):
                 at = rank.Place(number, self.world_size, backend, devices[number], str(self.folder))
                 mine, theirs = context.Pipe()
@@ -173,33 +167,6 @@ def free_memory() -> int | None:
     return max(0, free)
 
 
-@contextlib.contextmanager
-def _quiet_start(method: str) -> Iterator[None]:
-    """Start processes without running the learner's script again, and with torch's log quiet."""
-    main = sys.modules["__main__"]
-    quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
-    if method == "forkserver":
-        # Python 3.11 preloads without looking at sys.path, and says nothing when that fails.
-        quiet["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-    before = {name: os.environ.get(name) for name in quiet}
-    os.environ.update(quiet)
-    if method == "forkserver":
-        multiprocessing.set_forkserver_preload(_PRELOAD)
-    # multiprocessing imports the script behind __main__ in each child; cloudpickle needs no such
-    # thing, and an unguarded script would run twice.
-    blank = types.ModuleType("__main__")
-    sys.modules["__main__"] = blank
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
 class Pools:
     """The pools of this process: one for each number of ranks and device, the last few kept."""
 
@@ -237,10 +204,7 @@ class Pools:
         """End them all, and the server they were forked from."""
         while self._pools:
             self._pools.popitem()[1].end()
-        if sys.platform == "linux":
-            from multiprocessing import forkserver
-
-            forkserver._forkserver._stop()  # type: ignore[attr-defined]
+        server.stop()
 
 
 def _devices(world_size: int, device: str) -> tuple[str, list[str]]:

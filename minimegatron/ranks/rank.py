@@ -275,7 +275,7 @@ def _never_outlive_the_parent() -> None:
 
 
 def _hung_up(calls: Connection) -> bool:
-    """Whether the kernel's end of the pipe is closed; on Windows that is left to the main thread."""
+    """Whether the kernel's end of the pipe is closed (on Windows the main thread notices)."""
     if os.name != "posix":
         return False
     with socket.socket(fileno=os.dup(calls.fileno())) as end:
