@@ -23,14 +23,14 @@ SIZE = _FIRST + KEPT * _ENTRY
 
 @dataclass(frozen=True)
 class Call:
-    """One collective or message of a rank: its number, and the global ranks that take part."""
+    """One collective or message of a rank, among the global `ranks`, of `size` bytes."""
 
-    number: int
     op: str
     axis: str
     line: str
     ranks: tuple[int, ...]
     peer: int | None
+    size: int
 
 
 class Board:
@@ -75,11 +75,12 @@ class Board:
         line: str,
         ranks: tuple[int, ...],
         peer: int | None,
+        size: int,
         new: bool = True,
     ) -> None:
         """The rank begins a collective; or, not `new`, it waits for one begun before."""
         members = ",".join(map(str, ranks))
-        entry = f"{op}|{axis}|{line}|{members}|{'' if peer is None else peer}"
+        entry = f"{op}|{axis}|{size}|{'' if peer is None else peer}|{line}|{members}"
         self._put(_NOW, _ENTRY, entry)
         if new:
             self._put(_FIRST + (self._entered % KEPT) * _ENTRY, _ENTRY, entry)
@@ -119,15 +120,14 @@ class Board:
     @property
     def now(self) -> Call | None:
         """The collective the rank is in; None while it computes."""
-        return self._call(self.entered, _NOW) if self.inside else None
+        return self._call(_NOW) if self.inside else None
 
     def calls(self) -> list[Call]:
         """The collectives of this call, oldest first; the last KEPT of them."""
         numbers = range(max(0, self.entered - KEPT), self.entered)
-        return [self._call(n, _FIRST + (n % KEPT) * _ENTRY) for n in numbers]
+        return [self._call(_FIRST + (n % KEPT) * _ENTRY) for n in numbers]
 
-    def _call(self, number: int, offset: int) -> Call:
-        text = self._text(offset, _ENTRY)
-        op, axis, line, ranks, peer = (text.split("|") + [""] * 4)[:5]
+    def _call(self, offset: int) -> Call:
+        op, axis, size, peer, line, ranks = self._text(offset, _ENTRY).split("|")
         members = tuple(int(r) for r in ranks.split(",") if r)
-        return Call(number, op, axis, line, members, int(peer) if peer else None)
+        return Call(op, axis, line, members, int(peer) if peer else None, int(size))

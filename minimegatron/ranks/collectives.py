@@ -59,7 +59,7 @@ def _run(
             return finish()
 
     def finish_recorded() -> Tensor:
-        with waiting(op, axis.name, axis.ranks):
+        with waiting(op, axis.name, axis.ranks, size):
             return finish()
 
     return Handle(finish_recorded)

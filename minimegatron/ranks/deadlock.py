@@ -40,31 +40,32 @@ def explain(boards: Sequence[Board], returned: set[int], timeout: float) -> Rank
     difference = first_difference(boards, returned)
     if difference:
         lines += ["", *difference]
-    text = "\n".join(lines)
-    return RankTimeout(text, min(waiting, default=0), "\n".join(lines[2:]))
+    return RankTimeout("\n".join(lines), min(waiting, default=0), "\n".join(lines[2:]))
 
 
-def first_difference(boards: Sequence[Board], returned: set[int]) -> list[str]:
-    """The first collective that two ranks of one group do not share, in words; [] if none."""
-    calls = [board.calls() for board in boards]
-    groups: dict[tuple[int, ...], str] = {}
-    for rank_calls in calls:
-        for call in rank_calls:
-            if call.op not in _MESSAGES:
-                groups.setdefault(call.ranks, call.axis)
+def first_difference(
+    boards: Sequence[Board], returned: set[int], behind: bool = True
+) -> list[str]:
+    """The first collective in which ranks of one group differ, by name or bytes; [] if none.
+
+    With `behind`, a rank that has not called it differs; without, it may still be on its way.
+    """
     if any(board.entered > KEPT for board in boards):
         return []  # the beginning is forgotten
+    calls = [[c for c in board.calls() if c.op not in _MESSAGES] for board in boards]
+    groups = {call.ranks: call.axis for rank_calls in calls for call in rank_calls}
     for ranks, axis in groups.items():
-        mine = {
-            r: [c for c in calls[r] if c.ranks == ranks and c.op not in _MESSAGES] for r in ranks
-        }
+        mine = {r: [c for c in calls[r] if c.ranks == ranks] for r in ranks}
         for number in range(max(map(len, mine.values()))):
             at = {r: mine[r][number] if number < len(mine[r]) else None for r in ranks}
-            if len({call.op if call else None for call in at.values()}) > 1:
-                place = "the whole world" if axis == "world" else axis
-                lines = [f"the ranks' collectives on {place} first differ at number {number + 1}:"]
-                for r, last in at.items():
-                    ended = "returned without one" if r in returned else "has not called it"
-                    lines.append(f"  rank {r}: " + (f"{last.op}, {last.line}" if last else ended))
-                return lines
+            kinds = {(call.op, call.size) if call else None for call in at.values()}
+            if len(kinds if behind else kinds - {None}) <= 1:
+                continue
+            place = "the whole world" if axis == "world" else axis
+            lines = [f"the ranks' collectives on {place} first differ at number {number + 1}:"]
+            for r, last in at.items():
+                ended = "returned without one" if r in returned else "has not called it"
+                what = f"{last.op} of {last.size} bytes, {last.line}" if last else ended
+                lines.append(f"  rank {r}: {what}")
+            return lines
     return []

@@ -90,7 +90,9 @@ def raised(rank: int, world_size: int, failure: Failure) -> RankError:
     return RankError(f"{_who(rank, world_size)} raised {failure.kind}\n\n{text}", rank, text)
 
 
-def died(rank: int, world_size: int, exit_code: int | None, line: str, in_call: str) -> RankError:
+def died(
+    rank: int, world_size: int, exit_code: int | None, line: str, in_call: str, more: list[str]
+) -> RankError:
     """The error for a rank whose process ended: by which signal or exit code, and where."""
     if exit_code is not None and exit_code < 0:
         name = signal.Signals(-exit_code).name
@@ -101,7 +103,7 @@ def died(rank: int, world_size: int, exit_code: int | None, line: str, in_call: 
         how = f"ended with exit code {exit_code}"
     where = f"last known line: {line or 'none'}"
     if in_call:
-        where += f", in {in_call}"
+        where = "\n".join([f"{where}, in {in_call}", *more])
     return RankError(f"{_who(rank, world_size)} died: it {how}\n{where}", rank, where)
 
 

@@ -178,25 +178,25 @@ def collective(
         else:
             n, checksum = TRACE.counts.get(tuple(ranks), (0, 0))
             TRACE.counts[tuple(ranks)] = (n + 1, zlib.crc32(op.encode(), checksum))
-    with _inside(op, axis, line, ranks, peer, new=True):
+    with _inside(op, axis, line, ranks, peer, size, new=True):
         yield
 
 
 @contextlib.contextmanager
-def waiting(op: str, axis: str, ranks: list[int]) -> Iterator[None]:
+def waiting(op: str, axis: str, ranks: list[int], size: int) -> Iterator[None]:
     """Around the wait for a collective that was started, and recorded, before."""
     line = place.here() if TRACE.board else ""
-    with _inside(op, axis, line, ranks, None, new=False):
+    with _inside(op, axis, line, ranks, None, size, new=False):
         yield
 
 
 @contextlib.contextmanager
 def _inside(
-    op: str, axis: str, line: str, ranks: list[int], peer: int | None, new: bool
+    op: str, axis: str, line: str, ranks: list[int], peer: int | None, size: int, new: bool
 ) -> Iterator[None]:
     TRACE.depth += 1
     if TRACE.board is not None:
-        TRACE.board.enter(op, axis, line, tuple(ranks), peer, new)
+        TRACE.board.enter(op, axis, line, tuple(ranks), peer, size, new)
     try:
         yield
     finally:

@@ -23,6 +23,7 @@ import torch
 
 from minimegatron.ranks import place, rank, server
 from minimegatron.ranks.board import Board
+from minimegatron.ranks.deadlock import first_difference
 from minimegatron.ranks.errors import RankError, died
 
 START_UP = 120.0  # seconds for a rank to come up, the import of torch included
@@ -96,7 +97,10 @@ class Pool:
         board, line = self.boards[number], self._crash_line(number)
         call = f"{board.now.op} on {board.now.axis}" if board.now and not line else ""
         last = board.now.line if board.now and not line else line or board.line
-        return died(number, self.world_size, self.processes[number].exitcode, last, call)
+        # gloo aborts a process whose partner sends another number of bytes.
+        differ = first_difference(self.boards, set(), behind=False) if board.now else []
+        code = self.processes[number].exitcode
+        return died(number, self.world_size, code, last, call, differ)
 
     def _crash_line(self, number: int) -> str:
         """The learner's line in the report that faulthandler left; "" if it left none."""

@@ -48,7 +48,25 @@ def test_bug_25_collectives_in_another_order():
 
     error = str(_timeout(fn))
     assert "first differ at number 2" in error
-    assert f"rank 0: all_gather, {HERE}" in error and f"rank 1: all_reduce, {HERE}" in error
+    assert f"rank 0: all_gather of 16 bytes, {HERE}" in error
+    assert f"rank 1: all_reduce of 8 bytes, {HERE}" in error
+
+
+@pytest.mark.parametrize("elements", [2, 1 << 20])
+@pytest.mark.parametrize("direct", [False, True])
+def test_tensors_of_other_sizes_are_told_apart(elements, direct):
+    def fn(mesh):
+        x = torch.ones(elements + mesh.rank)
+        if direct:
+            dist.all_reduce(x)
+        else:
+            mm.all_reduce(x, mesh.tp)
+
+    with pytest.raises(mm.RankError) as caught:  # gloo waits for ever, or aborts the process
+        mm.launch(fn, tp=2, timeout=0.5)
+    for rank in range(2):
+        size = 4 * (elements + rank)
+        assert f"rank {rank}: all_reduce of {size} bytes, {HERE}" in str(caught.value)
 
 
 def test_torchs_own_calls_on_the_whole_world_are_named_so():
