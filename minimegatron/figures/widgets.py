@@ -44,13 +44,11 @@ class PictureExplorer(ipywidgets.VBox):
 
 
 def explore_split() -> PictureExplorer:
-    """A slider for tp and a switch for the way A is cut, above the picture of the product."""
+    """Sliders for tp and for the way A is cut, above the picture of the product."""
     return PictureExplorer(
         split_matrix,
         tp=ipywidgets.SelectionSlider(options=(1, 2, 4, 8), value=2, description="tp"),
-        cut=ipywidgets.ToggleButtons(
-            options=("columns", "rows"), description="cut A in", layout={"width": "auto"}
-        ),
+        cut=ipywidgets.SelectionSlider(options=("columns", "rows"), description="cut A in"),
     )
 
 
