@@ -43,9 +43,7 @@ def explain(boards: Sequence[Board], returned: set[int], timeout: float) -> Rank
     return RankTimeout("\n".join(lines), min(waiting, default=0), "\n".join(lines[2:]))
 
 
-def first_difference(
-    boards: Sequence[Board], returned: set[int], behind: bool = True
-) -> list[str]:
+def first_difference(boards: Sequence[Board], returned: set[int], behind: bool = True) -> list[str]:
     """The first collective in which ranks of one group differ, by name or bytes; [] if none.
 
     With `behind`, a rank that has not called it differs; without, it may still be on its way.
