@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -30,7 +31,7 @@ from minimegatron.training.parity import parity
 from minimegatron.training.report import ParityReport
 
 SPLITS = {
-    "one process": (1, 1),
+    "1 process": (1, 1),
     "tp=2": (2, 1),
     "dp=2": (1, 2),
     "tp=2 x dp=2": (2, 2),
@@ -60,13 +61,14 @@ def run(
         reports: dict[str, ParityReport] = {}
         for name, (tp, dp) in SPLITS.items():
             console.print(f"  {name} ...")
-            if name == "one process":
+            if name == "1 process":
                 outcomes[name] = train_on(single(), settings, corpus, say=None)
             else:
                 ranks = launch(train_on, settings, corpus, None, tp=tp, dp=dp, timeout=600)
                 outcomes[name] = ranks[0]
                 reports[name] = parity(config, tp=tp, dp=dp, seed=settings.seed)
         console.print(_table(outcomes, reports))
+        console.print(NOTES, soft_wrap=True)
         if plot is not None:
             save_plot({name: o.history for name, o in outcomes.items()}, corpus, plot)
     except (ValueError, FloatingPointError, OSError, RankError) as error:
@@ -74,10 +76,11 @@ def run(
         return 1
     last = outcomes["tp=2 x dp=2"]
     loss, entropy = last.history.validation[-1][1], corpus.unigram_entropy()
+    verdict = "has learnt context" if loss < entropy else "has not learnt any context yet"
     console.print(
-        f"Validation loss {loss:.2f} nats per token. Knowing only how frequent each token is would "
-        f"cost {entropy:.2f}\n(the unigram entropy of the text): the model has "
-        f"{'learnt context' if loss < entropy else 'not learnt any context yet'}."
+        f"Validation loss {loss:.2f} nats per token. Knowing only how frequent each token is\n"
+        f"costs {entropy:.2f}, the unigram entropy of the text: the model {verdict}.",
+        soft_wrap=True,
     )
     console.print(f"\nAfter {settings.steps} steps on tp=2 x dp=2 it writes:\n", markup=False)
     console.print(last.sample, markup=False)
@@ -87,13 +90,13 @@ def run(
 
 def _table(outcomes: dict[str, Outcome], reports: dict[str, ParityReport]) -> Table:
     """A row a run: losses, how equal it is, what a rank sent in a step, how fast."""
-    table = Table(caption=CAPTION, caption_justify="left")
-    table.add_column("run")
-    for title in ("train\nloss", "valid.\nloss", "parity\nerror", "loss\ndrift"):
-        table.add_column(title, justify="right")
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)  # within 80 columns
+    table.add_column("", no_wrap=True)
+    for title in ("train\nloss", "valid.\nloss", "parity\nerror", "drift of\nlosses"):
+        table.add_column(title, justify="right", no_wrap=True)
     for title in ("collectives\na step", "kB\na step", "tokens/s"):
-        table.add_column(title, justify="right")
-    reference = torch.tensor(outcomes["one process"].history.losses)
+        table.add_column(title, justify="right", no_wrap=True)
+    reference = torch.tensor(outcomes["1 process"].history.losses)
     for name, outcome in outcomes.items():
         history, report = outcome.history, reports.get(name)
         drift = float((torch.tensor(history.losses) - reference).abs().max())
@@ -102,7 +105,7 @@ def _table(outcomes: dict[str, Outcome], reports: dict[str, ParityReport]) -> Ta
             name,
             f"{history.losses[-1]:.3f}",
             f"{history.validation[-1][1]:.3f}",
-            f"{max(report.errors.values()):.0e}" if report else "oracle",
+            f"{max(report.errors.values()):.0e}" if report else "",
             f"{drift:.0e}" if report else "",
             str(sum(log.count(phase=p) for p in STEP_PHASES)),
             f"{sum(log.bytes(phase=p) for p in STEP_PHASES) / 1e3:,.0f}",
@@ -111,8 +114,10 @@ def _table(outcomes: dict[str, Outcome], reports: dict[str, ParityReport]) -> Ta
     return table
 
 
-CAPTION = """\
-Losses: nats per token at the end. Parity error: loss, logits, every gradient and the
-parameters after 3 steps in float64, worst relative difference from one process (equal:
-<= 1e-10). Loss drift: largest difference of a training loss in this float32 run, where
-rounding grows with every step. Collectives, kB: what one rank took part in, counted."""
+NOTES = """\
+Losses: nats per token, at the end. Parity error: the worst relative difference
+from one process in loss, logits, gradients and parameters over 3 steps in
+float64; equal is <= 1e-10. Drift: the largest difference of a training loss in
+these float32 runs, where rounding grows. Collectives and kB: what one rank took
+part in, from its ledger.
+"""

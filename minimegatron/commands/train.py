@@ -97,7 +97,12 @@ def train_on(
     prompt = torch.tensor([corpus.tokenizer.encode(PROMPT)], device=mesh.device)
     with phase("other"):
         tokens = generate(model, prompt, WORDS, temperature=0.7, seed=settings.seed)
-    return Outcome(history, corpus.tokenizer.decode(tokens[0].tolist()))
+    return Outcome(history, printable(corpus.tokenizer.decode(tokens[0].tolist())))
+
+
+def printable(text: str) -> str:
+    """The text without control characters: bytes of a raw model could rule a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
 def _same_text_everywhere(mesh: Mesh, corpus: Corpus) -> None:

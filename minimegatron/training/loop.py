@@ -1,7 +1,8 @@
 """A training run: the same function in one process, on launched ranks and under torchrun.
 
 A step is: each rank's part of the global batch in micro-batches, gradients finished over dp and
-clipped by their global norm, AdamW at the scheduled rate. Nothing here knows how the model is split; the
+clipped by their global norm, AdamW at the scheduled rate. Nothing here knows how the model is
+split; the
 model's mesh says which sequences are this rank's. Megatron-LM: `train_step` and `pretrain` in
 `megatron/training/training.py`.
 """

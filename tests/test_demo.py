@@ -1,0 +1,116 @@
+"""`minimegatron demo` and `minimegatron train`, as a user meets them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from minimegatron.cli import app
+from minimegatron.commands import demo, train
+from minimegatron.commands.train import Settings
+
+SMALL = Settings(steps=5, batch=4, seq=16, hidden=32, layers=1, vocab=260)
+OPTIONS = "--steps 5 --batch 4 --seq 16 --hidden 32 --layers 1 --vocab 260".split()
+
+
+def invoke(*arguments):
+    result = CliRunner().invoke(app, ["train", *OPTIONS, *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+def numbers(output):
+    """The losses in the output."""
+    return re.findall(r"(?:training|validation) loss ([\d.]+)", output.replace("\n", " "))
+
+
+def test_the_demo_compares_four_ways_and_writes(capsys, tmp_path):
+    assert demo.run(settings=SMALL, plot=tmp_path / "losses.png") == 0
+    output = capsys.readouterr().out
+    rows = {
+        name: re.search(rf"^ *{re.escape(name)} .*\d\.\d{3}.*", output, re.MULTILINE)
+        for name in demo.SPLITS
+    }
+    assert all(rows.values()), output
+    # L=1: tp 4L+5 and the norm, dp the number of tokens and one bucket.
+    for name, sent in (("1 process", 0), ("tp=2", 10), ("dp=2", 2), ("tp=2 x dp=2", 12)):
+        assert re.search(rf" {sent} ", rows[name][0]), (name, rows[name][0])
+    assert "e-1" in rows["tp=2"][0]  # the parity error, far below 1e-10
+    assert re.search(r"Validation loss \d", output)
+    assert "unigram entropy" in output
+    assert "The" in output.split("it writes:")[1]
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_train_gives_the_same_losses_at_every_split():
+    results = [invoke(), invoke("--tp", 2), invoke("--dp", 2, "--microbatches", 2)]
+    assert [code for code, _ in results] == [0, 0, 0], results
+    found = [numbers(output) for _, output in results]
+    assert len(found[0]) == 2
+    assert found[0] == found[1] == found[2]
+    assert "tp=2 x dp=1" in results[1][1]
+    assert "tokens/s" in results[0][1]
+
+
+def test_train_works_under_torchrun_with_the_same_options():
+    environment = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "minimegatron.cli", "train", *OPTIONS, "--tp", "2"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert numbers(done.stdout) == numbers(invoke()[1])
+    assert done.stdout.count("tokens/s") == 1  # one rank speaks for all
+
+
+def test_train_reads_a_file_and_draws_the_losses(tmp_path):
+    (tmp_path / "text.txt").write_text("one two three four five six seven " * 100)
+    plot = tmp_path / "losses.svg"
+    code, output = invoke(
+        "--data", tmp_path / "text.txt", "--plot", plot, "--tokenizer", "bytes", "--seed", 3
+    )
+    assert code == 0, output
+    assert "<svg" in plot.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tp", 3], "num_heads 4 does not divide by tp=3"),
+        (["--dp", 8], "batch=4 is too small: dp=8 x microbatches=1 need 8 sequences"),
+        (["--heads", 5], "hidden_size 32 does not divide by num_heads 5"),
+        (["--data", "no/such/file"], "cannot be read: No such file"),
+        (["--tokenizer", "words"], "use 'bpe' or 'bytes'"),
+        (["--plot", "losses.doc"], "a picture's name ends in one of"),
+        (["--plot", "no/such/losses.png"], "there is no folder"),
+    ],
+)
+def test_bad_input_is_one_clear_line_before_anything_is_trained(arguments, message, monkeypatch):
+    monkeypatch.setattr(train, "train_on", None)
+    monkeypatch.setattr(train, "launch", None)
+    code, output = invoke(*arguments)
+    assert code == 1
+    assert output.startswith("error: ")
+    assert message in output.replace("\n", " ")
+
+
+def test_a_sample_cannot_send_commands_to_the_terminal():
+    assert train.printable("a\x1b[2J\x07 b\r\nü") == "a\ufffd[2J\ufffd b\ufffd\nü"
+
+
+def test_a_text_too_short_for_a_sequence_is_one_clear_line(tmp_path):
+    (tmp_path / "text.txt").write_text("short")
+    code, output = invoke("--data", tmp_path / "text.txt")
+    assert code == 1
+    assert "the text is too short" in output
+
+
+def test_a_world_of_no_rank_is_refused():
+    code, output = invoke("--tp", 0)
+    assert code != 0
+    assert "--tp" in output
