@@ -2,8 +2,8 @@
 
 A `Picture` shows itself in a notebook as a PNG and, folded below it, the same thing in words. The
 words are computed from the numbers that were drawn, so that they cannot drift from the drawing.
-They are an output of their own because JupyterLab drops an image output's alternative text; where
-the image's metadata is honoured (nbconvert's pages), the alternative text is there too.
+They are an output of their own because JupyterLab, and the pages that nbconvert makes by default,
+drop the alternative text of an image output; it is in the metadata for those that honour it.
 
 PNG and not SVG: nbval compares SVG and HTML letter by letter and never a PNG, and a picture's bytes
 may differ between versions of a font library.
