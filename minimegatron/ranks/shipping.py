@@ -29,6 +29,7 @@ from minimegatron.ranks import place
 
 _Stamp = tuple[int, int, int]  # identity of the module's spec, time and size of its file
 _seen: dict[str, _Stamp] = {}
+_others: set[str] = set()  # modules found not to be the learner's: thousands, looked at once
 
 
 def _rebuild(data: bytes, dtype: torch.dtype, shape: tuple[int, ...], kind: str) -> Tensor:
@@ -88,11 +89,14 @@ def unpack(data: bytes) -> Any:
 
 def _learner_modules() -> dict[str, ModuleType]:
     found = {}
-    for name, module in list(sys.modules.items()):
-        filename = getattr(module, "__file__", None)
-        if isinstance(module, ModuleType) and filename and not name.startswith("__"):
-            if place.owner(filename) == "learner":
-                found[name] = module
+    for name in sys.modules.keys() - _others:
+        module = sys.modules[name]
+        # vars, because some modules make attributes, and warnings, when asked for one.
+        filename = vars(module).get("__file__") if isinstance(module, ModuleType) else None
+        if filename and not name.startswith("__") and place.owner(filename) == "learner":
+            found[name] = module
+        else:
+            _others.add(name)
     return found
 
 
