@@ -7,8 +7,10 @@ Every function returns a Picture, which shows itself in a notebook and says itse
 """
 
 from minimegatron.figures.course import course_map, key
+from minimegatron.figures.curves import curves
 from minimegatron.figures.matmul import row_bias, split_columns, split_rows
 from minimegatron.figures.operators import f_and_g
+from minimegatron.figures.pair import column_row_pair
 from minimegatron.figures.picture import Picture
 from minimegatron.figures.predict import compare_prediction, predicted_and_measured
 from minimegatron.figures.processes import mesh, notebook_and_ranks
@@ -16,8 +18,10 @@ from minimegatron.figures.widgets import explore_split
 
 __all__ = [
     "Picture",
+    "column_row_pair",
     "compare_prediction",
     "course_map",
+    "curves",
     "explore_split",
     "f_and_g",
     "key",
