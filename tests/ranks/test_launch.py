@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -263,11 +264,21 @@ def test_what_cannot_be_sent_is_refused():
 
 
 def test_an_unguarded_script_runs_once(tmp_path):
-    import subprocess
-
     script = tmp_path / "script.py"
     script.write_text(
         "print('top')\nimport minimegatron as mm\nprint(mm.launch(lambda mesh: mesh.rank, tp=2))\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("top\n[0, 1]\n", "")
+
+
+def test_ranks_are_spawned_where_there_is_no_forkserver(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from minimegatron.ranks import server\n"
+        "server.METHOD = 'spawn'\n"
+        "import minimegatron as mm, torch\n"
+        "print(mm.launch(lambda m: mm.all_reduce(torch.ones(1), m.tp).item(), tp=2))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("[2.0, 2.0]\n", "")
