@@ -105,13 +105,19 @@ def _shard(dense: Tensor, axis: Axis, dim: int, blocks: int = 1) -> nn.Parameter
     return nn.Parameter(values, requires_grad=dense.requires_grad)
 
 
+def _expect(x: Tensor, size: int, cure: str = "") -> None:
+    """A ValueError that names both sizes where X's last dimension is not what the weight takes."""
+    if x.shape[-1] != size:
+        raise ValueError(f"the input's last dimension is {x.shape[-1]}, and should be {size}{cure}")
+
+
 class ColumnParallelLinear(nn.Module):
     """Y = f(X) A + b with A cut by columns: (batch, seq, in) -> (batch, seq, out/tp).
 
     `.weight` (out/tp, in) and `.bias` (out/tp) are this rank's rows of the torch.nn.Linear that the
     same random state would give. `gather_output=True` joins the parts to (batch, seq, out);
     `sequence_parallel=True` takes X as (batch, seq/tp, in). Raises ValueError where `out_features`
-    does not divide by the axis' size.
+    does not divide by the axis' size, and for an X of another width.
     """
 
     def __init__(
@@ -151,6 +157,7 @@ class ColumnParallelLinear(nn.Module):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
+        _expect(x, self.in_features)
         y = column_parallel(x, self.weight, self.bias, self.axis, self.sequence_parallel)
         return gather(y, self.axis) if self.gather_output else y
 
@@ -162,7 +169,7 @@ class RowParallelLinear(nn.Module):
     would give; `.bias` (out) is whole on every rank and added once, after the sum.
     `input_is_parallel=False` takes X whole and splits it; `sequence_parallel=True` leaves Y as
     (batch, seq/tp, out), and the bias' gradient a partial sum. Raises ValueError where
-    `in_features` does not divide by the axis' size.
+    `in_features` does not divide by the axis' size, and for an X of another width.
     """
 
     def __init__(
@@ -197,7 +204,12 @@ class RowParallelLinear(nn.Module):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
-        part = x if self.input_is_parallel else scatter(x, self.axis)
+        if self.input_is_parallel:
+            _expect(x, self.weight.shape[1], ", this rank's part (input_is_parallel=False cuts X)")
+            part = x
+        else:
+            _expect(x, self.in_features)
+            part = scatter(x, self.axis)
         partial_sum = F.linear(part, self.weight)
         if self.sequence_parallel:
             y = sequence_reduce_scatter(partial_sum, self.axis)

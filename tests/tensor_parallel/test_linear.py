@@ -159,6 +159,18 @@ def test_sizes_that_do_not_divide_are_errors_that_name_both_numbers():
     mm.launch(check, tp=4)
 
 
+def test_an_input_of_another_width_is_an_error_that_names_both_sizes_and_the_cure():
+    def check(mesh):
+        with pytest.raises(ValueError, match="is 6, and should be 8$"):
+            mm.ColumnParallelLinear(8, 12, mesh.tp)(batch(3, 6))
+        with pytest.raises(ValueError, match="is 8, and should be 2, .*input_is_parallel=False"):
+            mm.RowParallelLinear(8, 12, mesh.tp)(batch(3, 8))  # X whole, as it was not cut
+        with pytest.raises(ValueError, match="is 2, and should be 8$"):
+            mm.RowParallelLinear(8, 12, mesh.tp, input_is_parallel=False)(batch(3, 2))
+
+    mm.launch(check, tp=4)
+
+
 class Steps(TorchDispatchMode):
     """Writes down each matrix product, between the collective's start and its end."""
 
