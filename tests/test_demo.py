@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
 import re
 import subprocess
@@ -10,6 +12,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from minimegatron import cli
 from minimegatron.cli import app
 from minimegatron.commands import demo, train
 from minimegatron.commands.train import Settings
@@ -114,3 +117,9 @@ def test_a_world_of_no_rank_is_refused():
     code, output = invoke("--tp", 0)
     assert code != 0
     assert "--tp" in output
+
+
+def test_the_command_lines_defaults_are_those_of_the_demo():
+    defaults = {n: p.default for n, p in inspect.signature(cli.train).parameters.items()}
+    for field in dataclasses.fields(Settings):
+        assert defaults[field.name] == field.default, field.name

@@ -21,12 +21,12 @@ from minimegatron.commands.train import (
     Settings,
     check_plot,
     make_settings_corpus,
+    one_process,
     save_plot,
     train_on,
 )
 from minimegatron.ranks.errors import RankError
 from minimegatron.ranks.launch import launch
-from minimegatron.ranks.mesh import single
 from minimegatron.training.parity import parity
 from minimegatron.training.report import ParityReport
 
@@ -62,7 +62,7 @@ def run(
         for name, (tp, dp) in SPLITS.items():
             console.print(f"  {name} ...")
             if name == "1 process":
-                outcomes[name] = train_on(single(), settings, corpus, say=None)
+                outcomes[name] = train_on(one_process(), settings, corpus, say=None)
             else:
                 ranks = launch(train_on, settings, corpus, None, tp=tp, dp=dp, timeout=600)
                 outcomes[name] = ranks[0]

@@ -31,7 +31,7 @@ from minimegatron.training.data import Corpus, check_split, make_corpus
 from minimegatron.training.loop import History, train
 from minimegatron.training.text import default_text, read_text
 
-PROMPT = "The "
+PROMPT = "The"  # no space behind it: the tokens of words begin with their space
 WORDS = 60  # tokens of the sample
 
 
@@ -39,17 +39,17 @@ WORDS = 60  # tokens of the sample
 class Settings:
     """Sizes of a run. The defaults learn clearly more than word counts in half a minute."""
 
-    steps: int = 300
+    steps: int = 400
     batch: int = 16
     seq: int = 64
     hidden: int = 128
     layers: int = 2
     heads: int = 4
-    lr: float = 3e-3
+    lr: float = 4e-3
     microbatches: int = 1
     seed: int = 0
     tokenizer: str = "bpe"
-    vocab: int = 512
+    vocab: int = 1024
 
     def config(self, corpus: Corpus) -> GPTConfig:
         """The model for this text."""
@@ -140,8 +140,7 @@ def run(
             config = settings.config(corpus)
             check_split(config, *sizes, settings.batch, settings.microbatches)
             if sizes == (1, 1):
-                device = "cuda" if torch.cuda.is_available() else "cpu"
-                outcome = train_on(single(device), settings, corpus)
+                outcome = train_on(one_process(), settings, corpus)
             else:
                 outcomes = launch(train_on, settings, corpus, tp=tp, dp=dp or 1, timeout=600)
                 outcome = outcomes[0]
@@ -154,6 +153,11 @@ def run(
         console.print(f"error: {error}", markup=False, soft_wrap=True)
         return 1
     return 0
+
+
+def one_process() -> Mesh:
+    """This process as the only rank, on its GPU if it has one: where `launch` would put it."""
+    return single("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _started_as_a_rank() -> bool:

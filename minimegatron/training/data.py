@@ -32,14 +32,17 @@ class Corpus:
     def batch(self, step: int, size: int, seq_length: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         """The global batch of a step: tokens and targets (size, seq), the same on every rank."""
         digest = hashlib.sha256(f"batch {seed} {step}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:7], "big"))
         last = len(self.train) - seq_length
-        return windows(self.train, torch.randint(last, (size,), generator=generator), seq_length)
+        starts = torch.randint(last, (size,), generator=generator, device="cpu")
+        return windows(self.train, starts, seq_length)
 
     def validation_batch(self, size: int, seq_length: int) -> tuple[Tensor, Tensor]:
         """`size` windows spread evenly over the validation part: always the same ones."""
         last = len(self.validation) - seq_length - 1
-        return windows(self.validation, torch.linspace(0, last, size).long(), seq_length)
+        return windows(
+            self.validation, torch.linspace(0, last, size, device="cpu").long(), seq_length
+        )
 
     def unigram_entropy(self) -> float:
         """Nats per token of a model that knows only how frequent each token is.
@@ -53,7 +56,7 @@ class Corpus:
 
 def windows(tokens: Tensor, starts: Tensor, seq_length: int) -> tuple[Tensor, Tensor]:
     """Sequences from `starts` and the same shifted by one, (len(starts), seq) each."""
-    index = starts[:, None] + torch.arange(seq_length)
+    index = starts[:, None] + torch.arange(seq_length, device=starts.device)
     return tokens[index], tokens[index + 1]
 
 

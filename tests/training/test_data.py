@@ -35,6 +35,13 @@ def test_a_batch_depends_on_seed_and_step_alone():
     assert not torch.equal(corpus.batch(3, 8, 4, seed=2)[0], same)
 
 
+def test_batches_are_on_the_cpu_whatever_the_default_device():
+    corpus = counting(100)
+    with torch.device("meta"):  # ranks on a GPU have it as their default
+        assert corpus.batch(0, 2, 4)[1].device.type == "cpu"
+        assert corpus.validation_batch(2, 4)[1].device.type == "cpu"
+
+
 def test_every_window_can_be_drawn_and_none_beyond_the_end():
     corpus = counting(12, 12)
     tokens, targets = corpus.batch(0, 500, 8)
