@@ -204,5 +204,5 @@ def save_plot(histories: dict[str, History], corpus: Corpus, file: Path) -> None
     entropy = corpus.unigram_entropy()
     axes.axhline(entropy, color="black", linestyle=":", label="unigram entropy")
     axes.set(xlabel="step", ylabel="nats per token")
-    axes.legend(frameon=False)
+    axes.legend(fontsize="small")
     figure.savefig(file, dpi=120)
