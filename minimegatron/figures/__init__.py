@@ -14,6 +14,7 @@ from minimegatron.figures.pair import column_row_pair
 from minimegatron.figures.picture import Picture
 from minimegatron.figures.predict import compare_prediction, predicted_and_measured
 from minimegatron.figures.processes import mesh, notebook_and_ranks
+from minimegatron.figures.ring import ring_all_reduce
 from minimegatron.figures.widgets import explore_split
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "mesh",
     "notebook_and_ranks",
     "predicted_and_measured",
+    "ring_all_reduce",
     "row_bias",
     "split_columns",
     "split_rows",

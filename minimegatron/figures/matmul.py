@@ -1,8 +1,8 @@
 """Pictures of one matrix product Y = XA, cut over the ranks of an axis.
 
 arXiv:1909.08053, section 3, equations 2 and 3; Megatron-LM's ColumnParallelLinear and
-RowParallelLinear. Blocks are drawn to scale: X is (rows, inner), A (inner, columns), Y (rows,
-columns). The columns of A run from left to right in every picture of the course.
+RowParallelLinear. X is (rows, inner), A (inner, columns), Y (rows, columns); in a picture equal
+dimensions have equal lengths. The columns of A run from left to right in all of the course.
 """
 
 from __future__ import annotations
@@ -23,43 +23,51 @@ from minimegatron.figures.style import (
     words,
 )
 
-INNER = 184  # X's width and A's height, in pixels
+TOKENS, INNER, COLUMNS = 6, 8, 16  # the sizes written below the blocks: those of lesson 03
+SIDE = 184  # of the inner dimension, X's width and A's height, in pixels
 UNCUT = "X times A equals Y. With one rank nothing is cut and nothing is sent."
 
 
 def split_columns(tp: int = 4) -> Picture:
-    """X times A cut into `tp` groups of columns: each rank makes its own columns of Y."""
-    _check(tp, most=8)
+    """X times A cut into `tp` groups of columns: each rank makes its own columns of Y.
+
+    Raises ValueError for a `tp` that does not divide the sizes; so does split_rows.
+    """
+    _divides(tp)
     rows, columns, middle = 110, 260, 165
-    with canvas(900, 310) as axes:
+    x, a, y = (TOKENS, INNER), (INNER, COLUMNS // tp), (TOKENS, COLUMNS // tp)
+    with canvas(900, 345) as axes:
         words(axes, 112, 35, "X, on every rank")
-        _bands(axes, "X", (20, middle), (INNER, rows), 1)
+        _bands(axes, "X", (20, middle), (SIDE, rows), 1)
         words(axes, 232, middle, "×", size=LARGE)
         words(axes, 390, 35, _cut("A", "columns", tp))
-        _bands(axes, "A", (260, middle), (columns, INNER), tp)
+        _bands(axes, "A", (260, middle), (columns, SIDE), tp)
         words(axes, 565, middle, "=", size=LARGE)
         words(axes, 740, 35, _cut("Y", "columns", tp))
         _bands(axes, "Y", (610, middle), (columns, rows), tp)
-        words(axes, 450, 285, "The index is the rank that holds the piece. Forward sends nothing.")
+        for centre, shape, cut in ((112, x, False), (390, a, True), (740, y, True)):
+            words(axes, centre, 277, _held(shape, tp if cut else 1))
+        words(axes, 450, 322, "The index is the rank that holds the piece. Forward sends nothing.")
         alt = (
             f"X, whole on every rank, times A, cut from left to right into {tp} groups of columns, "
-            f"equals Y, cut the same way: {_each(tp, 'makes Y_{0} from X and A_{0}')}. "
-            "Nothing is sent."
+            f"equals Y, cut the same way: {_each(tp, 'makes Y_{0} from X and A_{0}')}. A rank "
+            f"holds X, {_by(x)}, its part of A, {_by(a)}, and makes {_by(y)} of Y. Nothing is sent."
         )
         return Picture(axes, alt if tp > 1 else UNCUT)
 
 
 def split_rows(tp: int = 4) -> Picture:
     """X cut in columns, A in rows: partial sums as large as Y, which an all-reduce adds."""
-    _check(tp, most=8)
+    _divides(tp)
     rows, columns, middle = 110, 130, 200
+    x, a, y = (TOKENS, INNER // tp), (INNER // tp, COLUMNS), (TOKENS, COLUMNS)
     step = min(30, 180 / tp)  # from one sheet of the pile to the next
-    with canvas(900, 390) as axes:
+    with canvas(900, 425) as axes:
         words(axes, 112, 35, _cut("X", "columns", tp))
-        _bands(axes, "X", (20, middle), (INNER, rows), tp)
+        _bands(axes, "X", (20, middle), (SIDE, rows), tp)
         words(axes, 224, middle, "×", size=LARGE)
         words(axes, 310, 35, _cut("A", "rows", tp))
-        _bands(axes, "A", (245, middle), (columns, INNER), tp, downwards=True)
+        _bands(axes, "A", (245, middle), (columns, SIDE), tp, downwards=True)
         words(axes, 394, middle, "=", size=LARGE)
         words(axes, 505, 35, "one sheet a rank")
         top = middle - (rows + step * (tp - 1)) / 2
@@ -82,18 +90,22 @@ def split_rows(tp: int = 4) -> Picture:
         arrow(axes, (620, middle), (735, middle))
         words(axes, 810, 35, "Y, on every rank")
         _bands(axes, "Y", (745, middle), (columns, rows), 1)
-        words(axes, 450, 362, "Every sheet has the full size of Y. Their sum is Y.")
+        for centre, shape, cut in ((112, x, True), (310, a, True), (505, y, True), (810, y, False)):
+            words(axes, centre, 360, _held(shape, tp if cut else 1))
+        words(axes, 450, 402, "Every sheet has the full size of Y. Their sum is Y.")
         alt = (
             f"X, cut into {tp} groups of columns, times A, cut into {tp} groups of rows: "
-            f"{_each(tp, 'multiplies X_{0} by A_{0}')}. Each result is a sheet as large as Y; an "
-            "all-reduce adds the sheets, and then every rank holds the whole Y."
+            f"{_each(tp, 'multiplies X_{0} by A_{0}')}. A rank holds {_by(x)} of X and {_by(a)} of "
+            f"A. Each result is a sheet as large as Y, {_by(y)}; an all-reduce adds the sheets, "
+            "and then every rank holds the whole Y."
         )
         return Picture(axes, alt if tp > 1 else UNCUT)
 
 
 def row_bias(tp: int = 4) -> Picture:
     """The bias of a row-parallel layer: wrongly added before the all-reduce, rightly after it."""
-    _check(tp, most=4)
+    if not 1 <= tp <= 4:
+        raise ValueError(f"this picture has room for 1 to 4 ranks, and tp is {tp}")
     with canvas(900, 300) as axes:
         for top, before in ((25, True), (170, False)):
             verdict = "Wrong: bias before the all-reduce" if before else "Right: bias after it"
@@ -120,9 +132,9 @@ def row_bias(tp: int = 4) -> Picture:
         )
 
 
-def _check(tp: int, most: int) -> None:
-    if not 1 <= tp <= most:
-        raise ValueError(f"this picture has room for 1 to {most} ranks, and tp is {tp}")
+def _divides(tp: int) -> None:
+    if tp not in (1, 2, 4, 8):
+        raise ValueError(f"this picture cuts {INNER} evenly: tp is 1, 2, 4 or 8, not {tp}")
 
 
 def _bands(
@@ -157,6 +169,15 @@ def _bands(
 
 def _cut(name: str, into: str, tp: int) -> str:
     return f"{name}, cut in {into}" if tp > 1 else f"{name}, whole"
+
+
+def _by(shape: tuple[int, int]) -> str:
+    return f"{shape[0]} × {shape[1]}"
+
+
+def _held(shape: tuple[int, int], pieces: int) -> str:
+    """What stands below a matrix: the size of the whole, or of each of its pieces."""
+    return _by(shape) if pieces == 1 else f"each {_by(shape)}"
 
 
 def _each(tp: int, does: str) -> str:

@@ -18,9 +18,10 @@ from minimegatron.figures.picture import Picture
 BARS = {"tp = 1": (1000, 1000), "tp = 4": (250, 1_234_567)}
 
 EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
-    **{f"split_columns {tp}": lambda tp=tp: figures.split_columns(tp) for tp in range(1, 9)},
-    **{f"split_rows {tp}": lambda tp=tp: figures.split_rows(tp) for tp in range(1, 9)},
+    **{f"split_columns {tp}": lambda tp=tp: figures.split_columns(tp) for tp in (1, 2, 4, 8)},
+    **{f"split_rows {tp}": lambda tp=tp: figures.split_rows(tp) for tp in (1, 2, 4, 8)},
     **{f"row_bias {tp}": lambda tp=tp: figures.row_bias(tp) for tp in range(1, 5)},
+    **{f"ring_all_reduce {tp}": lambda tp=tp: figures.ring_all_reduce(tp) for tp in (2, 3, 4)},
     **{f"f_and_g {tp}": lambda tp=tp: figures.f_and_g(tp) for tp in (2, 4)},
     **{f"pair {tp}": lambda tp=tp: figures.column_row_pair(tp, True) for tp in (2, 4)},
     "pair, forward": lambda: figures.column_row_pair(),
