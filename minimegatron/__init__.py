@@ -49,9 +49,21 @@ _HOME = {
     "minimegatron.models.generate": ["generate"],
     "minimegatron.data_parallel.gradients": [
         "GradientBuckets",
-        "finish_gradients",
+        "gradient_weight",
         "overlap_gradients",
+        "accumulate_gradients",
+        "finish_gradients",
     ],
+    "minimegatron.analysis.flops": ["parameter_count", "flops_per_token"],
+    "minimegatron.training.text": ["default_text", "read_text"],
+    "minimegatron.training.data": ["Corpus", "make_corpus"],
+    "minimegatron.training.optimizer": [
+        "make_optimizer",
+        "gradient_norm",
+        "clip_gradients",
+        "learning_rate",
+    ],
+    "minimegatron.training.loop": ["train", "History"],
     "minimegatron.training.parity": ["parity", "ParityReport"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

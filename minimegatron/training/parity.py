@@ -104,7 +104,7 @@ def parity(
         raise ValueError(f"steps={steps}: at least one step is needed")
     seed = options["seed"]
     start = _noisy_state(config, seed, dtype)
-    batches = [_batch(config, batch, seed + step) for step in range(steps)]
+    batches = [_batch(config, batch, seed + step, tp) for step in range(steps)]
     run = Run(config, dtype, start, batches, microbatches)
     how = {key: options[key] for key in ("using", "timeout", "seed") if options[key] is not None}
     free = launch(_train_on_rank, run, tp=tp, dp=dp, **how)
@@ -170,12 +170,20 @@ def _noisy_state(config: GPTConfig, seed: int, dtype: torch.dtype) -> State:
         }
 
 
-def _batch(config: GPTConfig, size: int, seed: int) -> Batch:
+def _batch(config: GPTConfig, size: int, seed: int, tp: int) -> Batch:
     """Random tokens and targets (size, seq); each sequence has more real targets than the last."""
     generator = torch.Generator().manual_seed(seed)
     shape = (size, config.seq_length)
-    tokens = torch.randint(config.vocab_size, shape, generator=generator)
-    targets = torch.randint(config.vocab_size, shape, generator=generator)
+    # The first and last token of every shard are in it: a range off by one hides in others.
+    first = torch.arange(0, config.vocab_size, -(-config.vocab_size // tp))
+    edges = torch.cat([first, first - 1]) % config.vocab_size
+
+    def draw() -> Tensor:
+        some = torch.randint(config.vocab_size, (size * config.seq_length,), generator=generator)
+        some[: len(edges)] = edges[: len(some)]
+        return some[torch.randperm(len(some), generator=generator)].view(shape)
+
+    tokens, targets = draw(), draw()
     order = torch.rand(shape, generator=generator).argsort(dim=1)
     real = (config.seq_length * torch.arange(1, size + 1) // (size + 1)).clamp(min=1)
     return tokens, targets.masked_fill(order >= real[:, None], -100)

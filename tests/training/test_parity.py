@@ -63,11 +63,27 @@ def test_the_notebook_shows_the_same_text_on_every_machine(reports):
 
 def test_targets_are_unequally_many_on_every_rank_and_microbatch():
     for size in (1, 2, 3, 8):
-        tokens, targets = module._batch(CONFIG, size, seed=0)
+        tokens, targets = module._batch(CONFIG, size, seed=0, tp=2)
         real = (targets != -100).sum(1).tolist()
         assert all(0 < n < CONFIG.seq_length for n in real)
         assert real == sorted(real) and (size == 1 or real[0] < real[-1])
         assert int(tokens.max()) < CONFIG.vocab_size
+
+
+class LastRowMissing(mm.VocabParallelEmbedding):
+    """Bug 7: the last token of each shard is taken for another rank's."""
+
+    def forward(self, tokens):
+        lost = (tokens - self.first) == len(self.weight) - 1
+        return super().forward(tokens) * ~lost.unsqueeze(-1)
+
+
+@pytest.mark.parametrize("tp", [2, 4])
+def test_bug_7_cannot_hide_in_a_vocabulary_larger_than_the_batch(tp):
+    large = dataclasses.replace(CONFIG, vocab_size=1003)  # 32 tokens a step
+    wrong = {"VocabParallelEmbedding": LastRowMissing}
+    assert mm.parity(large, tp=tp, steps=1).ok
+    assert not mm.parity(large, tp=tp, steps=1, using=wrong).ok
 
 
 def test_noise_reaches_every_parameter():
