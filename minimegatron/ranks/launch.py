@@ -54,7 +54,8 @@ def launch(
     `fn` may be defined in a cell and close over variables. `timeout` counts the seconds in which no
     rank makes progress (a collective, a print, a return); None waits for ever. Every rank gets the
     same `seed`, and `threads` threads. `using={"f": my_f}` puts a piece of yours in place of the
-    package's. Tensors come back detached and on the CPU.
+    package's. Tensors come back detached and on the CPU. On a rank that has a GPU, tensors that you
+    send arrive on it, and new ones are made there: the same cell runs on any machine.
 
     Raises RankError when a rank raises or dies, RankTimeout when time runs out, ValueError for
     sizes that cannot be, TypeError for a function or argument that cannot be sent.

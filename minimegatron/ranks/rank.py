@@ -130,7 +130,7 @@ def _answer(
             meshes[key] = Mesh(call.sizes, at.rank, torch.device(at.device))
         TRACE.restart()
         _seed(call.seed)
-        fn, args, using = shipping.unpack(call.work)
+        fn, args, using = shipping.unpack(call.work, meshes[key].device)
         code = getattr(fn, "__code__", None)
         if code is not None:
             board.at(place.name(code.co_filename, code.co_firstlineno))

@@ -44,8 +44,8 @@ def starting() -> Iterator[None]:
 
 
 def start() -> None:
-    """Begin to import torch in the server; returns at once."""
-    if METHOD == "forkserver":
+    """Begin to import torch in the server; returns at once. Not in a rank, which forks nothing."""
+    if METHOD == "forkserver" and multiprocessing.parent_process() is None:
         with starting():
             forkserver.ensure_running()
 

@@ -29,13 +29,14 @@ from minimegatron.ranks import place
 
 _Stamp = tuple[int, int, int]  # identity of the module's spec, time and size of its file
 _seen: dict[str, _Stamp] = {}
+_arrive_on = torch.device("cpu")
 _others: set[str] = set()  # modules found not to be the learner's: thousands, looked at once
 
 
 def _rebuild(data: bytes, dtype: torch.dtype, shape: tuple[int, ...], kind: str) -> Tensor:
     """A tensor from its bytes; `kind` is "data", "leaf" (requires grad) or "parameter"."""
     x = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
-    x = x.reshape(shape)
+    x = x.reshape(shape).to(_arrive_on)
     return nn.Parameter(x) if kind == "parameter" else x.requires_grad_(kind == "leaf")
 
 
@@ -82,9 +83,14 @@ def pack_result(value: Any) -> bytes:
     return _dumps(plain, detach=True)
 
 
-def unpack(data: bytes) -> Any:
-    """The reverse of both."""
-    return pickle.loads(data)
+def unpack(data: bytes, device: torch.device | None = None) -> Any:
+    """The reverse of both; tensors arrive on `device`, by default the CPU."""
+    global _arrive_on
+    before, _arrive_on = _arrive_on, device or _arrive_on
+    try:
+        return pickle.loads(data)
+    finally:
+        _arrive_on = before
 
 
 def _learner_modules() -> dict[str, ModuleType]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
 
 import minimegatron as mm
@@ -44,3 +47,14 @@ def test_the_learners_own_calls_of_the_name_see_the_piece():
 
     assert mm.launch(run, tp=2, using={"all_reduce": twice}) == [4, 4]
     assert mm.launch(run, tp=2) == [2, 2]
+
+
+def test_ranks_start_no_processes_of_their_own():
+    """`using` imports the whole package in a rank, launch included."""
+
+    def children(mesh):
+        pid = os.getpid()
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text()
+
+    if os.path.exists("/proc/self/task"):
+        assert mm.launch(children, tp=2, using={"f": lambda x, axis: x}) == ["", ""]
