@@ -54,7 +54,7 @@ def ring_all_reduce(tp: int = 4) -> Picture:
         last = f"rank {tp - 1} to rank 0"
         lines = (
             f"Each step, every rank sends one of its {tp} pieces to the next rank, {last}.",
-            f"Number: how many ranks' values are added up; {tp}: the whole sum. Bold: just arrived.",
+            f"Number: how many ranks' values are added up; {tp}: the sum. Bold: just arrived.",
         )
         for line, text in enumerate(lines):
             words(axes, 450, bottom + 28 + 26 * line, text, size=SMALL)
