@@ -6,8 +6,10 @@ import importlib
 import sys
 
 import pytest
+import torch
 
 import minimegatron as mm
+from minimegatron.ranks import shipping
 
 
 @pytest.fixture
@@ -72,3 +74,11 @@ def test_a_missing_module_is_the_ranks_error(beside):
 
     with pytest.raises(mm.RankError, match="there_is_no_such_module"):
         mm.launch(fn, tp=2)
+
+
+def test_tensors_arrive_on_the_device_of_the_rank():
+    """ "meta" stands for a GPU: the same path, on a machine without one."""
+    packed = shipping.pack_call({"x": torch.ones(2, 3), "n": 3})
+    there = shipping.unpack(packed, torch.device("meta"))
+    assert there["x"].device.type == "meta" and there["x"].shape == (2, 3) and there["n"] == 3
+    assert shipping.unpack(packed)["x"].device.type == "cpu"
