@@ -8,7 +8,11 @@ Every function returns a Picture, which shows itself in a notebook and says itse
 
 from minimegatron.figures.course import course_map, key
 from minimegatron.figures.curves import curves
+from minimegatron.figures.gelu import explore_gelu, gelu_of_sum
+from minimegatron.figures.layer import transformer_layer
+from minimegatron.figures.masks import dropout_masks
 from minimegatron.figures.matmul import row_bias, split_columns, split_rows
+from minimegatron.figures.mlp import mlp_order
 from minimegatron.figures.operators import f_and_g
 from minimegatron.figures.pair import column_row_pair
 from minimegatron.figures.picture import Picture
@@ -23,14 +27,19 @@ __all__ = [
     "compare_prediction",
     "course_map",
     "curves",
+    "dropout_masks",
+    "explore_gelu",
     "explore_split",
     "f_and_g",
+    "gelu_of_sum",
     "key",
     "mesh",
+    "mlp_order",
     "notebook_and_ranks",
     "predicted_and_measured",
     "ring_all_reduce",
     "row_bias",
     "split_columns",
     "split_rows",
+    "transformer_layer",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import matplotlib as mpl
 import pytest
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
@@ -15,6 +16,7 @@ from minimegatron import figures
 from minimegatron.figures import picture as picture_module
 from minimegatron.figures.picture import Picture
 
+MASK = torch.eye(8) == 1
 BARS = {"tp = 1": (1000, 1000), "tp = 4": (250, 1_234_567)}
 
 EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
@@ -25,6 +27,21 @@ EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
     **{f"f_and_g {tp}": lambda tp=tp: figures.f_and_g(tp) for tp in (2, 4)},
     **{f"pair {tp}": lambda tp=tp: figures.column_row_pair(tp, True) for tp in (2, 4)},
     "pair, forward": lambda: figures.column_row_pair(),
+    **{
+        f"mlp {order} {tp}": lambda order=order, tp=tp: figures.mlp_order(order, tp)
+        for order in ("column-row", "column-column", "row-row", "row-column")
+        for tp in (2, 4)
+    },
+    **{f"gelu {a} {b}": lambda a=a, b=b: figures.gelu_of_sum(a, b) for a, b in ((4, -4), (-4, -4))},
+    **{
+        f"layer {tp} {norm} {drop}": lambda tp=tp, norm=norm, drop=drop: figures.transformer_layer(
+            tp, norm, drop
+        )
+        for tp in (2, 4)
+        for norm in ("pre", "post")
+        for drop in (False, True)
+    },
+    "masks": lambda: figures.dropout_masks("Masks", {"one": [MASK, MASK], "two": [MASK, ~MASK]}),
     "curves": lambda: figures.curves("Loss", {"with f": [3.5, 0.4], "f missing": [3.5, 0.5]}),
     **{f"notebook {n}": lambda n=n: figures.notebook_and_ranks(n) for n in (1, 4)},
     "mesh 2 2": lambda: figures.mesh(2, 2),
