@@ -11,6 +11,7 @@ from minimegatron.figures.curves import curves
 from minimegatron.figures.gelu import explore_gelu, gelu_of_sum
 from minimegatron.figures.layer import transformer_layer
 from minimegatron.figures.masks import dropout_masks
+from minimegatron.figures.heads import attention_heads, explore_qkv, heads_to_sheets, qkv_rows
 from minimegatron.figures.matmul import row_bias, split_columns, split_rows
 from minimegatron.figures.mlp import mlp_order
 from minimegatron.figures.operators import f_and_g
