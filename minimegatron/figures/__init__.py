@@ -6,16 +6,19 @@
 Every function returns a Picture, which shows itself in a notebook and says itself in words.
 """
 
+from minimegatron.figures.collective import collective
 from minimegatron.figures.course import course_map, key
 from minimegatron.figures.curves import curves
 from minimegatron.figures.gelu import explore_gelu, gelu_of_sum
+from minimegatron.figures.heads import attention_heads, explore_qkv, heads_to_sheets, qkv_rows
 from minimegatron.figures.layer import transformer_layer
 from minimegatron.figures.masks import dropout_masks
-from minimegatron.figures.heads import attention_heads, explore_qkv, heads_to_sheets, qkv_rows
 from minimegatron.figures.matmul import row_bias, split_columns, split_rows
 from minimegatron.figures.mlp import mlp_order
+from minimegatron.figures.network import all_reduce_times, explore_all_reduce, times_over_sizes
 from minimegatron.figures.operators import f_and_g
 from minimegatron.figures.pair import column_row_pair
+from minimegatron.figures.pairwise import pairwise_all_reduce
 from minimegatron.figures.picture import Picture
 from minimegatron.figures.predict import compare_prediction, predicted_and_measured
 from minimegatron.figures.processes import mesh, notebook_and_ranks
@@ -24,23 +27,32 @@ from minimegatron.figures.widgets import explore_split
 
 __all__ = [
     "Picture",
+    "all_reduce_times",
+    "attention_heads",
+    "collective",
     "column_row_pair",
     "compare_prediction",
     "course_map",
     "curves",
     "dropout_masks",
+    "explore_all_reduce",
     "explore_gelu",
+    "explore_qkv",
     "explore_split",
     "f_and_g",
     "gelu_of_sum",
+    "heads_to_sheets",
     "key",
     "mesh",
     "mlp_order",
     "notebook_and_ranks",
+    "pairwise_all_reduce",
     "predicted_and_measured",
+    "qkv_rows",
     "ring_all_reduce",
     "row_bias",
     "split_columns",
     "split_rows",
+    "times_over_sizes",
     "transformer_layer",
 ]

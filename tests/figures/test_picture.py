@@ -26,6 +26,9 @@ EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
     **{f"ring_all_reduce {tp}": lambda tp=tp: figures.ring_all_reduce(tp) for tp in (2, 3, 4)},
     **{f"f_and_g {tp}": lambda tp=tp: figures.f_and_g(tp) for tp in (2, 4)},
     **{f"pair {tp}": lambda tp=tp: figures.column_row_pair(tp, True) for tp in (2, 4)},
+    **{f"attention_heads {tp}": lambda tp=tp: figures.attention_heads(tp) for tp in (2, 4)},
+    **{f"qkv_rows {tp}": lambda tp=tp: figures.qkv_rows(tp) for tp in (1, 2, 4)},
+    **{f"heads_to_sheets {tp}": lambda tp=tp: figures.heads_to_sheets(tp) for tp in (2, 4)},
     "pair, forward": lambda: figures.column_row_pair(),
     **{
         f"mlp {order} {tp}": lambda order=order, tp=tp: figures.mlp_order(order, tp)
