@@ -19,6 +19,9 @@ from minimegatron.figures.picture import Picture
 MASK = torch.eye(8) == 1
 BARS = {"tp = 1": (1000, 1000), "tp = 4": (250, 1_234_567)}
 
+OPS = ("broadcast", "all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send", "barrier")
+SECONDS = {64: 1e-4, 1 << 12: 2e-4, 1 << 22: 5e-3}
+
 EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
     **{f"split_columns {tp}": lambda tp=tp: figures.split_columns(tp) for tp in (1, 2, 4, 8)},
     **{f"split_rows {tp}": lambda tp=tp: figures.split_rows(tp) for tp in (1, 2, 4, 8)},
@@ -47,6 +50,12 @@ EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
     "masks": lambda: figures.dropout_masks("Masks", {"one": [MASK, MASK], "two": [MASK, ~MASK]}),
     "curves": lambda: figures.curves("Loss", {"with f": [3.5, 0.4], "f missing": [3.5, 0.5]}),
     **{f"notebook {n}": lambda n=n: figures.notebook_and_ranks(n) for n in (1, 4)},
+    **{f"collective {op}": lambda op=op: figures.collective(op) for op in OPS},
+    **{f"pairwise {tp}": lambda tp=tp: figures.pairwise_all_reduce(tp) for tp in (2, 4)},
+    "times": lambda: figures.times_over_sizes(
+        "Four ranks", {"model": SECONDS, "ring": SECONDS}, {"ring": SECONDS, "gloo's own": SECONDS}
+    ),
+    **{f"model {n}": lambda n=n: figures.all_reduce_times(200, 0.1, n) for n in (2, 64)},
     "mesh 2 2": lambda: figures.mesh(2, 2),
     "mesh 4 3": lambda: figures.mesh(4, 3),
     "course_map": lambda: figures.course_map(here=3),
