@@ -98,13 +98,15 @@ def _draw(axes: Axes, title: str, lines: Mapping[str, Times], marks: Mapping[str
         words(axes, across(size), BOTTOM + 24, size_name(size), size=SMALL)
     styles: dict[str, dict[str, Any]] = {}  # of each name: dashes for a line, a shape for marks
     ends: dict[str, float] = {}
-    for group, sorts, key in ((marks, MARKS, "marker"), (lines, DASHES, "linestyle")):
-        for (name, times), sort in zip(group.items(), sorts, strict=False):
+    for group, shapes, key in ((marks, MARKS, "marker"), (lines, DASHES, "linestyle")):
+        for (name, times), shape in zip(group.items(), shapes, strict=False):
+            # Marks without a line of their own are joined by dots, so that the eye can follow.
+            plain: dict[str, Any] = {"linestyle": "" if name in lines else ":"}
+            plain[key] = shape
             points = sorted(times.items())
-            plain: dict[str, Any] = {"linestyle": "" if key == "marker" else "-", key: sort}
             xs, ys = [across(size) for size, _ in points], [down(value) for _, value in points]
             axes.plot(xs, ys, **LOOK, **plain)
-            styles[name] = styles.get(name, {"linestyle": ""}) | {key: sort}
+            styles[name] = styles.get(name, {}) | plain
             ends[name] = ys[-1]
     for name, y in spread(ends, 24, TOP + 10, BOTTOM - 10).items():
         sample = (RIGHT + 14, RIGHT + 31, RIGHT + 48)

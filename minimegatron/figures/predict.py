@@ -21,8 +21,12 @@ from minimegatron.figures.style import (
 )
 
 
-def compare_prediction(what: str, prediction: object, measured: float) -> None:
+def compare_prediction(
+    what: str, prediction: object, measured: float, found: str = "measured"
+) -> None:
     """Print a learner's prediction (a number, or None) beside the measured value.
+
+    `found` says how it was found: "measured", or "computed" where a formula gave it.
 
     Raises TypeError for a prediction that is neither a number nor None.
     """
@@ -35,7 +39,7 @@ def compare_prediction(what: str, prediction: object, measured: float) -> None:
     width = max(len(shown), len(f"{measured:,}"))
     print(what)
     print(f"  predicted  {shown:>{width}}")
-    print(f"  measured   {measured:>{width},}{verdict}")
+    print(f"  {found:9}  {measured:>{width},}{verdict}")
 
 
 def _verdict(prediction: float, measured: float) -> str:

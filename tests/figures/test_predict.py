@@ -16,6 +16,11 @@ def test_no_prediction_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert out == "bytes\n  predicted  none yet\n  measured      1,536\n"
 
 
+def test_what_a_formula_gave_is_not_called_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    compare_prediction("bytes", 1536, 1536, found="computed")
+    assert capsys.readouterr().out.splitlines()[2] == "  computed   1,536   as predicted"
+
+
 @pytest.mark.parametrize(
     ("prediction", "measured", "verdict"),
     [
