@@ -43,8 +43,8 @@ def gelu_of_sum(a: float = 4.0, b: float = -4.0) -> Picture:
         axes.plot(*zip(*(_place(x) for x in steps), strict=True), color=INK, linewidth=2)
         for x in (-REACH, 0, REACH):
             words(axes, _place(x)[0], TOP + HEIGHT + 20, f"{x}", size=SMALL)
-        for y in (0, REACH):
-            words(axes, LEFT - 10, _height(y), f"{y}", size=SMALL, align="right")
+        for value in (0, REACH):
+            words(axes, LEFT - 10, _height(value), f"{value}", size=SMALL, align="right")
         words(axes, LEFT + 20, TOP + 24, "GELU", align="left", bold=True)
         colours = (rank_colour(0), rank_colour(1), EVERY_RANK)
         lines = (
@@ -53,10 +53,10 @@ def gelu_of_sum(a: float = 4.0, b: float = -4.0) -> Picture:
             f"GELU(a + b) = {_two(of_sum)}",
         )
         marks = zip((a, b, a + b), MARKERS, colours, lines, (50, 90, 185), strict=True)
-        for x, marker, colour, line, y in marks:
-            for place in (_place(x), (530, y)):
+        for point, marker, colour, line, row in marks:
+            for place in (_place(point), (530, row)):
                 axes.plot(*place, marker, color=colour, markeredgecolor=INK, markersize=10)
-            words(axes, 552, y, line, align="left", size=SMALL)
+            words(axes, 552, row, line, align="left", size=SMALL)
         words(axes, 552, 145, f"GELU(a) + GELU(b) = {_two(sum_of)}", align="left", size=SMALL)
         off = f"off by {_two(abs(sum_of - of_sum))}"
         words(axes, 552, 240, off, align="left", bold=True)
