@@ -128,6 +128,7 @@ def test_a_rank_has_no_keyboard_and_starts_no_ranks():
 
 
 def test_a_full_disk_is_named(monkeypatch, tmp_path):
+    mm.shutdown()  # ranks that live already need no folder
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     with pytest.raises(OSError, match="TMPDIR"):
         mm.launch(lambda mesh: None, tp=3)
