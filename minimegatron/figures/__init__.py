@@ -6,6 +6,7 @@
 Every function returns a Picture, which shows itself in a notebook and says itself in words.
 """
 
+from minimegatron.figures.batch import split_batch, steps_against_batch, token_weights
 from minimegatron.figures.collective import collective
 from minimegatron.figures.course import course_map, key
 from minimegatron.figures.curves import curves
@@ -23,12 +24,14 @@ from minimegatron.figures.picture import Picture
 from minimegatron.figures.predict import compare_prediction, predicted_and_measured
 from minimegatron.figures.processes import mesh, notebook_and_ranks
 from minimegatron.figures.ring import ring_all_reduce
+from minimegatron.figures.timeline import bucket_timeline
 from minimegatron.figures.widgets import explore_split
 
 __all__ = [
     "Picture",
     "all_reduce_times",
     "attention_heads",
+    "bucket_timeline",
     "collective",
     "column_row_pair",
     "compare_prediction",
@@ -51,8 +54,11 @@ __all__ = [
     "qkv_rows",
     "ring_all_reduce",
     "row_bias",
+    "split_batch",
     "split_columns",
     "split_rows",
+    "steps_against_batch",
     "times_over_sizes",
+    "token_weights",
     "transformer_layer",
 ]

@@ -21,6 +21,8 @@ BARS = {"tp = 1": (1000, 1000), "tp = 4": (250, 1_234_567)}
 
 OPS = ("broadcast", "all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send", "barrier")
 SECONDS = {64: 1e-4, 1 << 12: 2e-4, 1 << 22: 5e-3}
+STEPS = {2**k: max(20, 1500 // 2**k) for k in range(11)}
+EVENTS = [*(("gradient", layer) for layer in range(5, -1, -1)), *(("start", i) for i in range(3))]
 
 EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
     **{f"split_columns {tp}": lambda tp=tp: figures.split_columns(tp) for tp in (1, 2, 4, 8)},
@@ -60,6 +62,10 @@ EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
     "mesh 4 3": lambda: figures.mesh(4, 3),
     "course_map": lambda: figures.course_map(here=3),
     "key": lambda: figures.key(),
+    **{f"split_batch {dp}": lambda dp=dp: figures.split_batch(dp) for dp in (1, 2, 4)},
+    **{f"token_weights {c}": lambda c=c: figures.token_weights(c) for c in ((8, 2), (3, 9, 2))},
+    "steps_against_batch": lambda: figures.steps_against_batch(STEPS, least=18),
+    "bucket_timeline": lambda: figures.bucket_timeline({"filled": EVENTS, "after": EVENTS}),
     "predicted_and_measured": lambda: figures.predicted_and_measured("Held", BARS, "bytes"),
 }
 
