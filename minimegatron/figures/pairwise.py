@@ -48,13 +48,11 @@ def pairwise_all_reduce(tp: int = 4) -> Picture:
                     start = (left + width + 6, TOP + ROW * rank + HEIGHT / 2)
                     end = (left + pitch - 6, TOP + ROW * partner + HEIGHT / 2)
                     arrow(axes, start, end)
-        pairs = (
-            f"in round {k + 1} rank r swaps with rank r {2**k} away" for k in range(len(states) - 1)
-        )
+        swaps = [f"in round {k + 1} ranks {2**k} apart swap" for k in range(len(states) - 1)]
         return Picture(
             axes,
-            f"Pairwise exchange on {tp} ranks, {len(states) - 1} round(s). Every rank starts with "
-            f"its own x_r; {'; '.join(pairs)}, and both add what arrives. Each round doubles the "
+            f"Pairwise exchange on {tp} ranks. Every rank r starts with its own x_r; "
+            f"{', '.join(swaps)}, and both add what arrives. Each round doubles the "
             f"number of values in the sum, until every rank holds x_0 to x_{tp - 1}.",
         )
 
