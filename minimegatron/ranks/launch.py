@@ -8,6 +8,7 @@ order, prints what the ranks print, and turns a failure of any rank into one sho
 from __future__ import annotations
 
 import atexit
+import inspect
 import os
 import sys
 import time
@@ -63,8 +64,7 @@ def launch(
     __tracebackhide__ = True  # IPython leaves this frame out
     if rank.in_rank():
         raise RuntimeError("launch inside a rank: ranks start no ranks; call it in the notebook")
-    if not callable(fn):
-        raise TypeError(f"launch takes a function of (mesh, ...), not {type(fn).__name__}")
+    _check_function(fn, args)
     sizes = check_sizes(tp=tp, cp=cp, dp=dp, pp=pp, ep=ep)
     if timeout is not None and not timeout > 0:
         raise ValueError(f"timeout={timeout!r}: give seconds above 0, or None to wait for ever")
@@ -87,6 +87,22 @@ def launch(
         raise _Interrupted() from None
     except errors.RankError as error:
         raise error.with_traceback(None) from None
+
+
+def _check_function(fn: Any, args: tuple[Any, ...]) -> None:
+    """TypeError where `fn(mesh, *args)` cannot be called."""
+    if not callable(fn):
+        raise TypeError(f"launch takes a function of (mesh, ...), not {type(fn).__name__}")
+    try:
+        signature = inspect.signature(fn)
+    except ValueError:  # some builtins have none to look at
+        return
+    try:
+        signature.bind(None, *args)
+    except TypeError as error:
+        name = getattr(fn, "__name__", type(fn).__name__)
+        given = "the mesh" + (f" and {len(args)} more" if args else "")
+        raise TypeError(f"launch gives {name}{signature} {given}: {error}") from None
 
 
 class _Interrupted(KeyboardInterrupt):

@@ -55,7 +55,10 @@ class Axis:
         return f"Axis({self.name}: rank {self.rank} of {self.size}, ranks {self.ranks})"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(f"an axis ({self.name}) lives in its rank and cannot be sent: send numbers")
+        raise TypeError(
+            f"an axis ({self.name}) lives in its rank and cannot be sent: use the one of your "
+            "function's own mesh, return numbers and tensors"
+        )
 
 
 class Mesh:
@@ -125,7 +128,10 @@ class Mesh:
         return f"Mesh(rank {self.rank} of {self.world_size}: {sizes}, on {self.device})"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a mesh lives in its rank and cannot be sent: send numbers and tensors")
+        raise TypeError(
+            "a mesh lives in its rank and cannot be sent: use the one your function is given, "
+            "return numbers and tensors"
+        )
 
 
 def _group_of_one(rank: int) -> dist.ProcessGroup:

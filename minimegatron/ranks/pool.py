@@ -100,6 +100,8 @@ class Pool:
         # gloo aborts a process whose partner sends another number of bytes.
         differ = first_difference(self.boards, set(), behind=False) if board.now else []
         code = self.processes[number].exitcode
+        if differ:
+            differ = ["the ranks do not agree on it:", *differ]
         return died(number, self.world_size, code, last, call, differ)
 
     def _crash_line(self, number: int) -> str:

@@ -8,11 +8,14 @@ learner's piece that calls the package's own (`mm.f` inside `my_f`) reaches the 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
+
+import torch
 
 import minimegatron as mm
 
@@ -25,13 +28,18 @@ def replaced(name: str) -> bool:
 
 
 def check(using: Mapping[str, Any] | None) -> dict[str, Any]:
-    """`using` as a dict, or an error that says which names can be replaced."""
+    """`using` as a dict, or an error that says what it must be."""
+    if using is not None and not isinstance(using, Mapping):
+        raise TypeError(f"using is a dict such as {{'f': my_f}}, not {using!r}")
     pieces = dict(using or {})
     for name, piece in pieces.items():
         if name not in mm.__all__:
-            raise ValueError(f"using={name!r}: minimegatron has no such name to replace")
+            near = ", ".join(difflib.get_close_matches(name, mm.__all__)) or "mm.__all__ lists them"
+            raise ValueError(f"using={name!r}: minimegatron has no such name to replace ({near})")
         if not callable(piece):
             raise TypeError(f"using={name!r}: {piece!r} is not a function or class")
+        if isinstance(piece, type) and issubclass(piece, torch.autograd.Function):
+            raise TypeError(f"using={name!r}: give {piece.__name__}.apply, not the class")
     return pieces
 
 

@@ -245,6 +245,9 @@ def test_shutdown_ends_the_ranks_and_the_next_call_works():
         ({"device": "tpu"}, ValueError, "'auto', 'cpu' or 'cuda'"),
         ({"using": {"no_such_piece": print}}, ValueError, "no_such_piece"),
         ({"using": {"f": 3}}, TypeError, "not a function or class"),
+        ({"using": print}, TypeError, "a dict such as"),
+        ({"using": {"all_redduce": print}}, ValueError, "all_reduce"),
+        ({"using": {"f": torch.autograd.Function}}, TypeError, "give Function.apply"),
     ],
 )
 def test_impossible_wishes_are_refused_by_name(options, error, words):
@@ -258,6 +261,10 @@ def test_what_cannot_be_sent_is_refused():
         mm.launch(lambda mesh: lock)
     with pytest.raises(TypeError, match="function"):
         mm.launch(3)
+    with pytest.raises(TypeError, match=r"launch gives <lambda>\(\) the mesh"):
+        mm.launch(lambda: 3)
+    with pytest.raises(TypeError, match="the mesh and 2 more: too many"):
+        mm.launch(lambda mesh, x: 3, 1, 2)
     mesh = mm.single()
     with pytest.raises(TypeError, match="lives in its rank"):
         mm.launch(lambda _: mesh)
