@@ -69,8 +69,8 @@ def token_weights(counts: Sequence[int] = (8, 2)) -> Picture:
     `counts[r]` is the number of real tokens on rank r. A token is as wide as its weight.
     """
     total, ranks = sum(counts), len(counts)
-    if not (2 <= ranks <= 4 and min(counts) >= 1 and total <= 16):
-        raise ValueError("token_weights draws 2 to 4 ranks of 1 token or more, 16 together")
+    if not (2 <= ranks <= 4 and min(counts) >= 1 and ranks * max(counts) <= 20):
+        raise ValueError(f"2 to 4 ranks of a few tokens each have room here, not {counts}")
     over_tokens = [Fraction(1, total)] * ranks
     of_means = [Fraction(1, ranks * count) for count in counts]
     with canvas(900, 310) as axes:

@@ -63,7 +63,7 @@ EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
     "course_map": lambda: figures.course_map(here=3),
     "key": lambda: figures.key(),
     **{f"split_batch {dp}": lambda dp=dp: figures.split_batch(dp) for dp in (1, 2, 4)},
-    **{f"token_weights {c}": lambda c=c: figures.token_weights(c) for c in ((8, 2), (3, 9, 2))},
+    **{f"token_weights {c}": lambda c=c: figures.token_weights(c) for c in ((8, 2), (3, 6, 2))},
     "steps_against_batch": lambda: figures.steps_against_batch(STEPS, least=18),
     "bucket_timeline": lambda: figures.bucket_timeline({"filled": EVENTS, "after": EVENTS}),
     "predicted_and_measured": lambda: figures.predicted_and_measured("Held", BARS, "bytes"),
