@@ -7,6 +7,8 @@ makes; B: the rows of the output weight that take it.
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import ipywidgets
 from matplotlib.axes import Axes
 
@@ -83,7 +85,7 @@ def qkv_rows(tp: int = 2) -> Picture:
     Raises ValueError for a `tp` other than 1, 2 and 4.
     """
     _divides(tp, (1, 2, 4))
-    with canvas(900, 480) as axes:
+    with canvas(900, 445) as axes:
         spoken = []
         for left, title, blocks in (
             (15, "Wrong: as one block", 1),
@@ -99,15 +101,15 @@ def qkv_rows(tp: int = 2) -> Picture:
             ]
             spoken.append(f"{title.replace(':', ',')}: {'; '.join(each)}.")
         words(
-            axes, 450, 458,
-            f"The index is the head, the colour the rank. A strip is {SIZE} of the {3 * HIDDEN} "
-            f"rows of {HIDDEN} numbers.",
+            axes, 450, 422,
+            f"The index is the head, the colour the rank. Each of {indexed('q', 0)} to "
+            f"{indexed('v', HEADS - 1)} is {SIZE} of the {3 * HIDDEN} rows of {HIDDEN} numbers.",
             size=SMALL,
         )  # fmt: skip
         return Picture(
             axes,
-            f"The {3 * HIDDEN} rows of the QKV weight, {3 * HEADS} strips of {SIZE}, on {tp} "
-            f"rank{'s' if tp > 1 else ''}, two ways. {' '.join(spoken)}",
+            f"The {3 * HIDDEN} rows of the QKV weight, {SIZE} for each of {3 * HEADS} names, on "
+            f"{tp} rank{'s' if tp > 1 else ''}, two ways. {' '.join(spoken)}",
         )
 
 
@@ -199,21 +201,27 @@ def _cut(axes: Axes, left: float, title: str, held: list[list[str]]) -> None:
     tp, top = len(held), 78
     owner = {strip: rank for rank, strips in enumerate(held) for strip in strips}
     words(axes, left + 210, 22, title, bold=True)
-    words(axes, left + 40, 54, "the weight", size=SMALL)
-    for i, strip in enumerate(f"{kind}{head}" for kind in "qkv" for head in range(HEADS)):
-        y = top + STRIP * i + 10 * (i // HEADS)  # a gap between queries, keys and values
-        _strip(axes, left, y, 80, strip, owner[strip])
-    arrow(axes, (left + 86, top + 150), (left + 116, top + 150))
-    step = 300 / tp
+    words(axes, left + 48, 54, "the weight", size=SMALL)
+    for block, kind in enumerate("qkv"):
+        y = top + (STRIP * HEADS + 10) * block  # a gap between queries, keys and values
+        strips = [f"{kind}{head}" for head in range(HEADS)]
+        for rank, mine in groupby(strips, key=lambda strip: owner[strip]):
+            y = _strips(axes, left, y, 96, list(mine), rank)
+    arrow(axes, (left + 101, top + 154), (left + 127, top + 154))
+    step = 304 / tp
     for rank, strips in enumerate(held):
-        x, width = left + 122 + step * rank, min(step - 8, 120)
+        x, width, y = left + 132 + step * rank, min(step - 7, 120), float(top)
         words(axes, x + width / 2, 54, f"rank {rank}", size=SMALL)
-        for i, strip in enumerate(strips):
-            _strip(axes, x, top + STRIP * i, width, strip, rank)
-        y = top + STRIP * len(strips) + 18
-        words(axes, x + width / 2, y, _whole_heads(strips), size=SMALL)
+        for _, mine in groupby(strips, key=lambda strip: strip[0]):
+            y = _strips(axes, x, y, width, list(mine), rank)
+        words(axes, x + width / 2, y + 18, _whole_heads(strips), size=SMALL)
 
 
-def _strip(axes: Axes, left: float, top: float, width: float, strip: str, rank: int) -> None:
-    label, colour = indexed(strip[0], int(strip[1:])), rank_colour(rank)
-    patch(axes, left, top, width, STRIP, label, colour=colour, size=SMALL)
+def _strips(
+    axes: Axes, left: float, top: float, width: float, strips: list[str], rank: int
+) -> float:
+    """Neighbours of one kind as one patch (each label takes time to draw); its lower edge."""
+    label = " ".join(indexed(strip[0], int(strip[1:])) for strip in strips)
+    height, colour = STRIP * len(strips), rank_colour(rank)
+    patch(axes, left, top, width, height, label, colour=colour, size=SMALL)
+    return top + height
