@@ -109,7 +109,8 @@ def parity(
     how = {key: options[key] for key in ("using", "timeout", "seed") if options[key] is not None}
     free = launch(_train_on_rank, run, tp=tp, dp=dp, **how)
 
-    title = f"parity tp={tp} dp={dp}, {str(dtype).removeprefix('torch.')}, {steps} steps"
+    count = f"{steps} step" + ("s" if steps > 1 else "")
+    title = f"parity tp={tp} dp={dp}, {str(dtype).removeprefix('torch.')}, {count}"
     report = ParityReport(title, BANDS[dtype], [rank.ledger for rank in free])
     masks = None
     if config.dropout > 0:
