@@ -25,6 +25,12 @@ from minimegatron.figures.predict import compare_prediction, predicted_and_measu
 from minimegatron.figures.processes import mesh, notebook_and_ranks
 from minimegatron.figures.ring import ring_all_reduce
 from minimegatron.figures.timeline import bucket_timeline
+from minimegatron.figures.vocabulary import (
+    embedding_rows,
+    explore_vocabulary,
+    loss_numbers,
+    vocabulary_cost,
+)
 from minimegatron.figures.widgets import explore_split
 
 __all__ = [
@@ -38,14 +44,17 @@ __all__ = [
     "course_map",
     "curves",
     "dropout_masks",
+    "embedding_rows",
     "explore_all_reduce",
     "explore_gelu",
     "explore_qkv",
     "explore_split",
+    "explore_vocabulary",
     "f_and_g",
     "gelu_of_sum",
     "heads_to_sheets",
     "key",
+    "loss_numbers",
     "mesh",
     "mlp_order",
     "notebook_and_ranks",
@@ -61,4 +70,5 @@ __all__ = [
     "times_over_sizes",
     "token_weights",
     "transformer_layer",
+    "vocabulary_cost",
 ]
