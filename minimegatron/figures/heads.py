@@ -198,7 +198,7 @@ def _product(rank: int, tp: int) -> str:
 
 def _cut(axes: Axes, left: float, title: str, held: list[list[str]]) -> None:
     """One way to cut: the whole weight on the left, then a column of strips for each rank."""
-    tp, top = len(held), 78
+    tp, top = len(held), 78.0
     owner = {strip: rank for rank, strips in enumerate(held) for strip in strips}
     words(axes, left + 210, 22, title, bold=True)
     words(axes, left + 48, 54, "the weight", size=SMALL)
@@ -210,7 +210,7 @@ def _cut(axes: Axes, left: float, title: str, held: list[list[str]]) -> None:
     arrow(axes, (left + 101, top + 154), (left + 127, top + 154))
     step = 304 / tp
     for rank, strips in enumerate(held):
-        x, width, y = left + 132 + step * rank, min(step - 7, 120), float(top)
+        x, width, y = left + 132 + step * rank, min(step - 7, 120), top
         words(axes, x + width / 2, 54, f"rank {rank}", size=SMALL)
         for _, mine in groupby(strips, key=lambda strip: strip[0]):
             y = _strips(axes, x, y, width, list(mine), rank)
