@@ -100,15 +100,15 @@ def embedding_rows(vocab: int = 12, tp: int = 4, token: int = 7) -> Picture:
 def loss_numbers(logits: Sequence[float] = (0, 1, 2, 3), target: int = 3, tp: int = 2) -> Picture:
     """One token's loss from split logits: three numbers a rank, three all-reduces.
 
-    Raises ValueError for a `tp` other than 2 and 4, 4 or 8 logits that do not divide, or a target
-    that is none of them.
+    Raises ValueError for a `tp` other than 2 and 4, other than two logits a rank, or a target that
+    is none of them.
     """
-    if tp not in (2, 4) or len(logits) not in (4, 8) or not 0 <= target < len(logits):
+    if tp not in (2, 4) or len(logits) != 2 * tp or not 0 <= target < len(logits):
         raise ValueError(
-            f"this picture has room for 2 or 4 ranks and 4 or 8 logits: not tp={tp}, "
+            f"this picture has room for 2 or 4 ranks of two logits each: not tp={tp}, "
             f"{len(logits)} logits, target {target}"
         )
-    columns, lane, top = len(logits) // tp, 62, 84
+    columns, lane, top = 2, 62, 84
     parts = [list(logits[rank * columns : (rank + 1) * columns]) for rank in range(tp)]
     largest = max(logits)
     sums = [sum(math.exp(z - largest) for z in part) for part in parts]
@@ -121,14 +121,14 @@ def loss_numbers(logits: Sequence[float] = (0, 1, 2, 3), target: int = 3, tp: in
     )
     loss = math.log(sum(sums)) - sum(picked)
     below = top + lane * tp
-    with canvas(900, below + 168) as axes:
-        words(axes, 130, 30, f"logits, target {target}", size=SMALL)
+    with canvas(900, below + 144) as axes:
+        words(axes, 157, 30, f"logits, target t = {target}", size=SMALL)
         for rank, part in enumerate(parts):
             y = top + lane * rank
             words(axes, 14, y + 22, f"rank {rank}", align="left", size=SMALL)
             for i, logit in enumerate(part):
-                left, width = 84 + i * 150 / columns, 150 / columns - 4
-                patch(axes, left, y, width, 44, f"{logit:g}", colour=rank_colour(rank), size=SMALL)
+                label = f"{logit:g}  (t)" if rank * columns + i == target else f"{logit:g}"
+                patch(axes, 84 + 75 * i, y, 71, 44, label, colour=rank_colour(rank), size=SMALL)
         for column, (name, op, values, total) in enumerate(numbers):
             x = 350 + 215 * column
             words(axes, x, 30, name, size=SMALL)
@@ -164,7 +164,12 @@ def _signed(value: float) -> str:
 
 
 def vocabulary_cost(vocab: int = 50257, tp: int = 8, multiple: int = 128) -> Picture:
-    """Rows of padding and their bytes; the bytes of gathered logits and of the three numbers."""
+    """Rows of padding and their bytes; the bytes of gathered logits and of the three numbers.
+
+    `multiple` divides each rank's rows. Raises ValueError for a `tp` below 2.
+    """
+    if tp < 2:
+        raise ValueError(f"nothing is gathered on one rank: tp is at least 2, not {tp}")
     total = padded_rows(vocab, tp, multiple)
     padding, tokens = total - vocab, BATCH * SEQ
     memory = padding * HIDDEN * TRAINED
@@ -206,7 +211,7 @@ def explore_vocabulary() -> PictureExplorer:
         vocab=ipywidgets.SelectionSlider(
             options=list(VOCABULARIES.items()), value=50257, description="vocabulary"
         ),
-        tp=ipywidgets.SelectionSlider(options=(1, 2, 4, 8), value=8, description="tp"),
+        tp=ipywidgets.SelectionSlider(options=(2, 4, 8), value=8, description="tp"),
         multiple=ipywidgets.SelectionSlider(
             options=(1, 64, 128, 1024), value=128, description="multiple"
         ),
