@@ -1,4 +1,4 @@
-"""The command line: `minimegatron doctor | demo | train | bench`.
+"""The command line: `minimegatron doctor | demo | train | experiment | bench`.
 
 This file only declares the commands. Each imports its body from minimegatron/commands when it is
 called, so that `minimegatron --help` does not wait for torch.
@@ -70,6 +70,17 @@ def train(
         microbatches=microbatches, seed=seed, tokenizer=tokenizer, vocab=vocab,
     )  # fmt: skip
     raise typer.Exit(run(settings, tp=tp, dp=dp, data=data, plot=plot))
+
+
+@app.command()
+def experiment(
+    name: Annotated[str | None, typer.Argument(help="Left out: lists them.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Store it here. Default: NAME.json.")] = None,
+) -> None:
+    """Make the numbers again that a lesson draws from a file; minutes."""
+    from minimegatron.commands.experiment import run
+
+    raise typer.Exit(run(name, out))
 
 
 @app.command()

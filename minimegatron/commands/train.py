@@ -94,10 +94,15 @@ def train_on(
         seed=settings.seed,
         report=report,
     )
-    prompt = torch.tensor([corpus.tokenizer.encode(PROMPT)], device=mesh.device)
+    return Outcome(history, sample(model, corpus, settings.seed))
+
+
+def sample(model: GPT, corpus: Corpus, seed: int = 0) -> str:
+    """What the model writes after the prompt, the same on every rank: collective."""
+    prompt = torch.tensor([corpus.tokenizer.encode(PROMPT)], device=model.mesh.device)
     with phase("other"):
-        tokens = generate(model, prompt, WORDS, temperature=0.7, seed=settings.seed)
-    return Outcome(history, printable(corpus.tokenizer.decode(tokens[0].tolist())))
+        tokens = generate(model, prompt, WORDS, temperature=0.7, seed=seed)
+    return printable(corpus.tokenizer.decode(tokens[0].tolist()))
 
 
 def printable(text: str) -> str:

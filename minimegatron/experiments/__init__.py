@@ -1,0 +1,42 @@
+"""Runs that take too long for a lesson: made once, stored as small JSON, drawn by the lesson.
+
+Each experiment is a module here with a function `run(say)`; `minimegatron experiment NAME` calls it
+and stores what it returns beside it, with the command and the versions that made it. A number
+nobody can make again proves nothing, so the lesson runs one point of it once more.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+EXPERIMENTS = {"train_gpt": "a GPT on real text at tp=1, 2, 4 and dp=2, 300 steps each"}
+
+
+def stored(name: str) -> dict[str, Any]:
+    """What the course keeps of the experiment `name`: command, versions, settings, results.
+
+    Raises ValueError for a name that is no experiment.
+    """
+    check_name(name)
+    document: dict[str, Any] = json.loads(file_of(name).read_text(encoding="utf-8"))
+    return document
+
+
+def file_of(name: str) -> Path:
+    """Where the course keeps it."""
+    return Path(__file__).parent / f"{name}.json"
+
+
+def check_name(name: str) -> None:
+    if name not in EXPERIMENTS:
+        raise ValueError(f"there is no experiment {name!r}; there is {', '.join(EXPERIMENTS)}")
+
+
+def as_json(value: Any, indent: str = "") -> str:
+    """JSON with a line for each entry of a dict, and each list on one line: small, and diffable."""
+    if not isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    lines = [f"{indent} {json.dumps(k)}: {as_json(v, indent + ' ')}" for k, v in value.items()]
+    return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
