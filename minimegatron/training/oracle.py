@@ -36,6 +36,12 @@ def dropout(x: Tensor, site: str, p: float, masks: Masks | None) -> Tensor:
     return x * masks[site].to(x.dtype) / (1.0 - p)
 
 
+def sites(num_layers: int) -> list[str]:
+    """The names of all places where a model of so many layers drops something."""
+    inside = ("attention.weights", "attention.residual", "mlp.residual")
+    return ["embedding", *(f"layers.{i}.{name}" for i in range(num_layers) for name in inside)]
+
+
 def attention(
     state: State, name: str, x: Tensor, heads: int, p: float, masks: Masks | None
 ) -> Tensor:

@@ -114,7 +114,7 @@ def parity(
     report = ParityReport(title, BANDS[dtype], [rank.ledger for rank in free])
     masks = None
     if config.dropout > 0:
-        masks = [_whole_masks(free, step, report) for step in range(steps)]
+        masks = [_whole_masks(free, step, config, report) for step in range(steps)]
     wanted = oracle.train(
         {name: value.double() for name, value in start.items()},
         batches,
@@ -243,7 +243,7 @@ def _joined(record: list[tuple[str, Tensor]]) -> State:
     return {site: torch.cat(masks) for site, masks in sites.items()}
 
 
-def _whole_masks(ranks: list[RankRun], step: int, report: ParityReport) -> State:
+def _whole_masks(ranks: list[RankRun], step: int, config: GPTConfig, report: ParityReport) -> State:
     """The masks of the whole batch and all heads, after a look at who drew the same ones."""
     tp = 1 + max(rank.tp_rank for rank in ranks)
     groups = [ranks[i : i + tp] for i in range(0, len(ranks), tp)]
@@ -257,7 +257,14 @@ def _whole_masks(ranks: list[RankRun], step: int, report: ParityReport) -> State
             right = not any(equal) if split else all(equal)
             report.note("masks", site, 0.0 if right else float("inf"))
             whole.setdefault(site, []).append(torch.cat(masks, dim=1) if split else first)
-    return {site: torch.cat(masks) for site, masks in whole.items()}
+    joined = {site: torch.cat(masks) for site, masks in whole.items()}
+    for site in oracle.sites(config.num_layers):
+        if (
+            site not in joined
+        ):  # a layer that forgot this dropout: the oracle keeps everything there
+            report.note("masks", f"{site} (never drawn)", float("inf"))
+            joined[site] = torch.full((1,), 1 - config.dropout, dtype=torch.float64)
+    return joined
 
 
 def _compare_step(

@@ -317,3 +317,15 @@ def test_a_ranks_failure_comes_back_as_its_own():
 
     with pytest.raises(mm.RankError, match="a bug of mine"):
         check(tp=2, using={"g": g})
+
+
+def test_a_layer_that_forgets_a_dropout_is_reported_by_its_site():
+    class NoResidualDropout(mm.TransformerLayer):
+        def forward(self, x):
+            x = x + self.attention(self.ln1(x))
+            return x + self.mlp(self.ln2(x))
+
+    features = {"dropout": 0.1, "attention": "explicit", "steps": 1}
+    report = mm.parity(CONFIG, tp=2, using={"TransformerLayer": NoResidualDropout}, **features)
+    assert not report.ok and "residual (never drawn)" in report.worst["masks"]
+    assert report.errors["gradients"] <= 1e-10, "the rest is compared with what was dropped"
