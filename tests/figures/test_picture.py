@@ -66,6 +66,16 @@ EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
     **{f"token_weights {c}": lambda c=c: figures.token_weights(c) for c in ((8, 2), (3, 6, 2))},
     "steps_against_batch": lambda: figures.steps_against_batch(STEPS, least=18),
     "bucket_timeline": lambda: figures.bucket_timeline({"filled": EVENTS, "after": EVENTS}),
+    **{
+        f"embedding_rows {v} {tp}": lambda v=v, tp=tp: figures.embedding_rows(v, tp, v - 1)
+        for v, tp in ((12, 4), (10, 4), (16, 2), (16, 4))
+    },
+    "loss_numbers 2": lambda: figures.loss_numbers((0, 1, 2, 3), 1, 2),
+    "loss_numbers 4": lambda: figures.loss_numbers((2, -10, 0.5, 5, 1, 1, 3, -2), 1, 4),
+    **{
+        f"vocabulary {v} {tp} {m}": lambda v=v, tp=tp, m=m: figures.vocabulary_cost(v, tp, m)
+        for v, tp, m in ((30522, 2, 1), (50257, 8, 1024), (256000, 8, 128))
+    },
     "predicted_and_measured": lambda: figures.predicted_and_measured("Held", BARS, "bytes"),
 }
 
