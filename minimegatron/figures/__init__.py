@@ -13,10 +13,12 @@ from minimegatron.figures.curves import curves
 from minimegatron.figures.gelu import explore_gelu, gelu_of_sum
 from minimegatron.figures.heads import attention_heads, explore_qkv, heads_to_sheets, qkv_rows
 from minimegatron.figures.layer import transformer_layer
+from minimegatron.figures.losses import losses
 from minimegatron.figures.masks import dropout_masks
 from minimegatron.figures.matmul import row_bias, split_columns, split_rows
 from minimegatron.figures.mlp import mlp_order
 from minimegatron.figures.network import all_reduce_times, explore_all_reduce, times_over_sizes
+from minimegatron.figures.norm import norm_squares
 from minimegatron.figures.operators import f_and_g
 from minimegatron.figures.pair import column_row_pair
 from minimegatron.figures.pairwise import pairwise_all_reduce
@@ -54,9 +56,11 @@ __all__ = [
     "gelu_of_sum",
     "heads_to_sheets",
     "key",
+    "losses",
     "loss_numbers",
     "mesh",
     "mlp_order",
+    "norm_squares",
     "notebook_and_ranks",
     "pairwise_all_reduce",
     "predicted_and_measured",
