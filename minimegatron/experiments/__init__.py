@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-EXPERIMENTS = {"train_gpt": "a GPT on real text at tp=1, 2, 4 and dp=2, 300 steps each"}
+EXPERIMENTS = {"train_gpt": "a GPT on real text at tp=1, 2, 4 and dp=2, 400 steps each"}
 
 
 def stored(name: str) -> dict[str, Any]:
