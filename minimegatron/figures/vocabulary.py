@@ -30,11 +30,11 @@ FEATURES = 6  # of the small embedding: that of lesson 08
 BATCH, SEQ, HIDDEN = 8, 1024, 1536  # of the costs: a batch of the paper's 1.2B model
 FLOAT, TRAINED = 4, 16  # bytes of a float32, and of a parameter in training (lesson 10)
 VOCABULARIES = {
-    "BERT 30,522": 30522,
-    "Llama 2 32,000": 32000,
-    "GPT-2 50,257": 50257,
-    "Llama 3 128,256": 128256,
-    "Gemma 256,000": 256000,
+    "BERT": 30522,
+    "Llama 2": 32000,
+    "GPT-2": 50257,
+    "Llama 3": 128256,
+    "Gemma": 256000,
 }
 
 
@@ -59,8 +59,12 @@ def embedding_rows(vocab: int = 12, tp: int = 4, token: int = 7) -> Picture:
     height = tp * (rows * step + gap) - gap
     middle = top + height / 2
     with canvas(900, round(top + height + 88)) as axes:
-        for x, title in ((225, "embedding, cut by rows"), (515, "what a rank finds"), (680, "g")):
-            words(axes, x, 30, title, size=SMALL, bold=title == "g")
+        for x, title in (
+            (225, "embedding, cut by rows"),
+            (515, "what a rank finds"),
+            (655, "g: add"),
+        ):
+            words(axes, x, 30, title, size=SMALL, bold=title == "g: add")
         words(axes, 800, 30, "on every rank", size=SMALL)
         for rank in range(tp):
             start = top + rank * (rows * step + gap)
@@ -174,6 +178,7 @@ def vocabulary_cost(vocab: int = 50257, tp: int = 8, multiple: int = 128) -> Pic
     padding, tokens = total - vocab, BATCH * SEQ
     memory = padding * HIDDEN * TRAINED
     gathered, three = tokens * total * FLOAT, 3 * tokens * FLOAT
+    longest = tokens * max(total, *VOCABULARIES.values()) * FLOAT  # one scale for all of them
     rows = f"{vocab:,} tokens + {padding:,} of padding = {total:,} = {tp} × {total // tp:,}"
     kept = f"{padding / total:.2%} padding, {size_name(memory) if memory else 'no bytes'}"
     with canvas(900, 372) as axes:
@@ -191,10 +196,10 @@ def vocabulary_cost(vocab: int = 50257, tp: int = 8, multiple: int = 128) -> Pic
         for line, (name, size) in enumerate(messages):
             y = 218 + 48 * line
             words(axes, 30, y + 17, name, align="left", size=SMALL)
-            length = 470 * size / gathered
+            length = 470 * size / longest
             patch(axes, 250, y, length, 34)
             words(axes, 262 + length, y + 17, size_name(size), align="left", size=SMALL)
-        ratio = f"{gathered / three:,.0f} times less"
+        ratio = f"{gathered / three:,.0f} times fewer bytes"
         words(axes, 30, 340, f"The three numbers are {ratio}.", align="left", bold=True)
         return Picture(
             axes,

@@ -57,7 +57,7 @@ def test_the_three_numbers_make_torchs_loss(
 def test_the_papers_padding_of_gpt_2_and_the_bytes_of_both_ways() -> None:
     alt = figures.vocabulary_cost(50257, tp=8, multiple=128).alt
     assert "943 of padding = 51,200 = 8 × 6,400" in alt  # arXiv:1909.08053, section 4
-    assert f"{51200 / 3:,.0f} times less" in alt
+    assert f"{51200 / 3:,.0f} times fewer bytes" in alt
     none = figures.vocabulary_cost(256000, tp=8, multiple=128).alt
     assert "+ 0 of padding" in none and "no bytes" in none
 
