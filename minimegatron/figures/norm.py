@@ -24,10 +24,10 @@ def norm_squares(tp: int = 2) -> Picture:
     step = wide + 20
     with canvas(900, 365) as axes:
         words(axes, 20, 28, "Squares of the gradient, counted once", align="left", bold=True)
-        words(axes, 20, 105, "cut matrices,", align="left", size=SMALL)
-        words(axes, 20, 127, "their cut biases", align="left", size=SMALL)
-        words(axes, 20, 195, "whole on every", align="left", size=SMALL)
-        words(axes, 20, 217, "rank", align="left", size=SMALL)
+        words(axes, 20, 105, "parameters cut", align="left", size=SMALL)
+        words(axes, 20, 127, "over the ranks", align="left", size=SMALL)
+        words(axes, 20, 195, "parameters whole", align="left", size=SMALL)
+        words(axes, 20, 217, "on every rank", align="left", size=SMALL)
         for rank in range(tp):
             x = left + step * rank
             words(axes, x + wide / 2, 60, f"rank {rank}", size=SMALL)
