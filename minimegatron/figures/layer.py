@@ -86,7 +86,7 @@ def _half(
         colour = rank_colour(rank)
         patch(axes, left, at, share, high, label, colour=colour, size=SMALL)
         if inner:
-            patch(axes, left + share, at, 92, high, "dropout", colour=colour, size=SMALL)
+            patch(axes, left + share, at, 92, high, "weights'\ndropout", colour=colour, size=SMALL)
         arrow(axes, (left + width + 4, middle_of), (left + width + 34, middle))
     if inner:
         words(axes, left + width - 46, bottom + 10, "different", size=SMALL, bold=True)

@@ -38,7 +38,8 @@ def test_layer_norm_stands_before_f_or_behind_the_sum(drawn: list[Axes]) -> None
 def test_each_dropout_names_its_stream(drawn: list[Axes]) -> None:
     figures.transformer_layer(2, dropout=True)
     texts = [text for text, *_ in words(drawn[0])]
-    assert texts.count("dropout") == 2 + 2  # one a lane of attention, one behind each bias
+    assert texts.count("weights'\ndropout") == 2, "in each lane of attention"
+    assert texts.count("dropout") == 2, "behind each bias"
     assert texts.count("different") == 1 and texts.count("same") == 2
     assert "different" in figures.transformer_layer(2, dropout=True).alt
     assert "dropout" not in figures.transformer_layer(2).alt.lower()
