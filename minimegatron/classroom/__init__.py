@@ -1,4 +1,5 @@
-"""For those who teach and those who write lessons: what a stored notebook must look like, and nbval.
+"""For those who teach and those who write lessons.
 
-`notebooks/` checks, runs and normalises lessons; `nbval_plugin.py` makes a dead kernel cost seconds.
+`notebooks/` checks, runs and normalises lessons; `nbval_plugin.py` makes a dead kernel cost
+seconds.
 """

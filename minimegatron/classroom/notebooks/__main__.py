@@ -1,4 +1,4 @@
-"""`python -m minimegatron.classroom.notebooks check | run [FILES]`; without files, all of notebooks/."""
+"""`python -m minimegatron.classroom.notebooks check | run [FILES]`; no files: all lessons."""
 
 from __future__ import annotations
 
