@@ -12,8 +12,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from minimegatron import cli
 from minimegatron.cli import app, demo, train
+from minimegatron.cli import main as cli
 from minimegatron.cli.train import Settings
 
 SMALL = Settings(steps=5, batch=4, seq=16, hidden=32, layers=1, vocab=260)
