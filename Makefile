@@ -78,10 +78,10 @@ bench: venv  ## this machine's numbers beside the design's
 	@.venv/bin/python -m minimegatron.cli bench
 
 notebooks: venv  ## run the lessons again and store their outputs, normalised (LESSONS="a.ipynb b.ipynb")
-	@.venv/bin/python -m minimegatron.notebooks run $(LESSONS)
+	@.venv/bin/python -m minimegatron.classroom.notebooks run $(LESSONS)
 
 check-notebooks: venv
-	@.venv/bin/python -m minimegatron.notebooks check $(LESSONS)
+	@.venv/bin/python -m minimegatron.classroom.notebooks check $(LESSONS)
 
 clean:  ## remove .venv and what the tools left
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -12,10 +12,9 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from minimegatron import cli
-from minimegatron.cli import app
-from minimegatron.commands import demo, train
-from minimegatron.commands.train import Settings
+from minimegatron.cli import app, demo, train
+from minimegatron.cli import main as cli
+from minimegatron.cli.train import Settings
 
 SMALL = Settings(steps=5, batch=4, seq=16, hidden=32, layers=1, vocab=260)
 OPTIONS = "--steps 5 --batch 4 --seq 16 --hidden 32 --layers 1 --vocab 260".split()

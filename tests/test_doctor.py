@@ -9,9 +9,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from minimegatron.cli import app
-from minimegatron.commands import doctor
-from minimegatron.commands.doctor import Check
+from minimegatron.cli import app, doctor
+from minimegatron.cli.doctor import Check
 
 FINE = {
     "python": doctor.check_python((3, 12, 1)),

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 import minimegatron as mm
 from minimegatron import experiments
 from minimegatron.cli import app
-from minimegatron.commands.experiment import command
-from minimegatron.commands.train import Settings
+from minimegatron.cli.experiment import command
+from minimegatron.cli.train import Settings
 from minimegatron.experiments import train_gpt
 
 SMALL = Settings(steps=4, batch=4, seq=16, hidden=32, layers=1, vocab=260)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from minimegatron.notebooks.check import check, ends_with_semicolon
-from minimegatron.notebooks.execute import run
+from minimegatron.classroom.notebooks.check import check, ends_with_semicolon
+from minimegatron.classroom.notebooks.execute import run
 
 ROOT = Path(__file__).parent.parent
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -242,7 +242,7 @@ def test_a_notebook_whose_cell_fails_is_left_as_it_was(tmp_path: Path) -> None:
 def test_the_command_checks_and_its_exit_code_tells(tmp_path: Path) -> None:
     path = tmp_path / "lesson.ipynb"
     path.write_text(json.dumps(notebook(code("print(1)"))))
-    command = [sys.executable, "-m", "minimegatron.notebooks", "check", str(path)]
+    command = [sys.executable, "-m", "minimegatron.classroom.notebooks", "check", str(path)]
     finished = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert finished.returncode == 1
     assert "cell 1 (id cell-None): was not run" in finished.stdout

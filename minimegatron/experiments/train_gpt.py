@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from minimegatron.analysis.flops import parameter_count
-from minimegatron.commands.train import Settings, make_settings_corpus, sample, train_on
+from minimegatron.cli.train import Settings, make_settings_corpus, sample, train_on
 from minimegatron.models.gpt import GPT
 from minimegatron.ranks.launch import launch
 from minimegatron.training.data import Corpus

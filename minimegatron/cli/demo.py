@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minimegatron.analysis.flops import parameter_count
-from minimegatron.commands.train import (
+from minimegatron.cli.train import (
     Outcome,
     Settings,
     check_plot,

@@ -1,4 +1,4 @@
 """Upkeep of the lessons: what a stored notebook must look like, and how to make it so.
 
-`python -m minimegatron.notebooks check` reads, `... run` executes and stores.
+`python -m minimegatron.classroom.notebooks check` reads, `... run` executes and stores.
 """

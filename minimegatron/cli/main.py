@@ -1,6 +1,6 @@
 """The command line: `minimegatron doctor | demo | train | experiment | bench`.
 
-This file only declares the commands. Each imports its body from minimegatron/commands when it is
+This file only declares the commands. Each imports its body, a file beside this one, when it is
 called, so that `minimegatron --help` does not wait for torch.
 """
 
@@ -22,7 +22,7 @@ app = typer.Typer(
 @app.command()
 def doctor() -> None:
     """Check this machine, and print a cure for whatever it lacks."""
-    from minimegatron.commands.doctor import run
+    from minimegatron.cli.doctor import run
 
     raise typer.Exit(run())
 
@@ -33,7 +33,7 @@ def demo(
     plot: Annotated[Path | None, typer.Option(help="Draw the losses into this file.")] = None,
 ) -> None:
     """Train a small GPT on 1, 2 and 4 ranks and compare: losses, messages, speed."""
-    from minimegatron.commands.demo import run
+    from minimegatron.cli.demo import run
 
     raise typer.Exit(run(steps, plot))
 
@@ -63,7 +63,7 @@ def train(
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Train a GPT on real text: in one process, on tp x dp ranks, or under torchrun."""
-    from minimegatron.commands.train import Settings, run
+    from minimegatron.cli.train import Settings, run
 
     settings = Settings(
         steps=steps, batch=batch, seq=seq, hidden=hidden, layers=layers, heads=heads, lr=lr,
@@ -78,7 +78,7 @@ def experiment(
     out: Annotated[Path | None, typer.Option(help="Store it here. Default: NAME.json.")] = None,
 ) -> None:
     """Make the numbers again that a lesson draws from a file; minutes."""
-    from minimegatron.commands.experiment import run
+    from minimegatron.cli.experiment import run
 
     raise typer.Exit(run(name, out))
 
@@ -86,10 +86,6 @@ def experiment(
 @app.command()
 def bench() -> None:
     """Time the ranks and the model against torch's own and transformers; a few minutes."""
-    from minimegatron.commands.bench import run
+    from minimegatron.cli.bench import run
 
     raise typer.Exit(run())
-
-
-if __name__ == "__main__":
-    app()

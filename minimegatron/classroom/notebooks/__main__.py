@@ -1,4 +1,4 @@
-"""`python -m minimegatron.notebooks check | run [FILES]`; without files, all of notebooks/."""
+"""`python -m minimegatron.classroom.notebooks check | run [FILES]`; no files: all lessons."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from minimegatron.notebooks.check import check
+from minimegatron.classroom.notebooks.check import check
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 Files = Annotated[list[Path] | None, typer.Argument(exists=True, dir_okay=False)]
@@ -30,7 +30,7 @@ def check_command(files: Files = None) -> None:
 @app.command("run")
 def run_command(files: Files = None) -> None:
     """Execute the notebooks and store them, normalised: two runs give the same bytes."""
-    from minimegatron.notebooks.execute import run
+    from minimegatron.classroom.notebooks.execute import run
 
     for path in chosen(files):
         try:

@@ -1,0 +1,5 @@
+"""`python -m minimegatron.cli`, for torchrun."""
+
+from minimegatron.cli.main import app
+
+app()

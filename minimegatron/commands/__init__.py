@@ -1,1 +1,0 @@
-"""The bodies of the command line's commands, one a file; minimegatron/cli.py declares them."""
