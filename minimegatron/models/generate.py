@@ -16,9 +16,7 @@ from minimegatron.tensor_parallel.operators import gather
 
 
 @torch.no_grad()
-def generate(
-    model: GPT, tokens: Tensor, n: int, temperature: float = 0.0, seed: int = 0
-) -> Tensor:
+def generate(model: GPT, tokens: Tensor, n: int, temperature: float = 0.0, seed: int = 0) -> Tensor:
     """Tokens (batch, seq) and `n` more: (batch, seq + n), the same on every tp rank.
 
     `temperature` 0 takes the likeliest token, more draws from softmax(logits / temperature) with

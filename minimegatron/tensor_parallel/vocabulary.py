@@ -60,9 +60,7 @@ class VocabParallelEmbedding(nn.Module):
         self.weight = nn.Parameter(rows, requires_grad=dense.weight.requires_grad)
 
     @classmethod
-    def from_dense(
-        cls, module: nn.Embedding, axis: Axis, **options: Any
-    ) -> VocabParallelEmbedding:
+    def from_dense(cls, module: nn.Embedding, axis: Axis, **options: Any) -> VocabParallelEmbedding:
         """This rank's part of a torch.nn.Embedding's values; the constructor's `options`."""
         if module.padding_idx is not None or module.max_norm is not None:
             raise ValueError("an embedding with padding_idx or max_norm cannot be split here")

@@ -62,9 +62,7 @@ def test_row_layer_equals_the_dense_layer(tp, bias, input_is_parallel):
     def check(mesh):
         dense, x, grad = dense_linear(bias=bias), batch(2, 3, 8), batch(2, 3, 12, seed=6)
         y_dense, x_grad = run_dense(dense, x, grad)
-        layer = mm.RowParallelLinear.from_dense(
-            dense, mesh.tp, input_is_parallel=input_is_parallel
-        )
+        layer = mm.RowParallelLinear.from_dense(dense, mesh.tp, input_is_parallel=input_is_parallel)
         rank = mesh.tp.rank
         part = x.chunk(tp, -1)[rank].clone() if input_is_parallel else x
         part.requires_grad_()

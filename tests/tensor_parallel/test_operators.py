@@ -66,7 +66,6 @@ def test_compositions_pass_gradcheck_on_ranks():
         weight = value(tp.rank, (2, 4, 4))
         part = weight[:, :2]
 
-
         def sequence(x):
             whole = mm.sequence_all_gather(mm.scatter(x, tp, 1), tp)
             return mm.gather(mm.sequence_reduce_scatter((whole * weight).tanh(), tp), tp, 1)
