@@ -69,6 +69,8 @@ def _spawned(rank: int, folder: str) -> None:
     meeting = f"file://{folder}/meeting"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=4)
     dist.all_reduce(torch.ones(1))
+    dist.barrier()  # gloo aborts a process whose peer has left already
+    dist.destroy_process_group()
 
 
 def _launched(mesh: mm.Mesh) -> None:
