@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import sys
 import threading
@@ -78,6 +80,7 @@ def main(at: Place, calls: Connection, output: Connection) -> None:
     _in_rank = True
     never_outlive_the_parent()
     speak_into(output)
+    _keep_freed_memory()
     board = Board(Path(at.folder) / "board", at.rank)
     leave_last_words(board, Path(at.folder) / f"crash-{at.rank}")
     device = torch.device(at.device)
@@ -110,6 +113,19 @@ def main(at: Place, calls: Connection, output: Connection) -> None:
         reply = _answer(at, call, meshes, board, at_rest)
         busy.clear()
         calls.send(reply)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse the memory of large tensors: it would give each back, and fault it in anew.
+
+    A GPT step on tp=2 takes about a tenth less (measured with `minimegatron bench`'s step).
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        with contextlib.suppress(AttributeError):  # another libc has no mallopt
+            mmap_threshold, trim_threshold = -3, -1
+            libc.mallopt(mmap_threshold, 32 << 20)
+            libc.mallopt(trim_threshold, 256 << 20)
 
 
 def _answer(
