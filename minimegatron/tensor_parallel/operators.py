@@ -82,12 +82,7 @@ class _Gather(Function):
         return shard_of(grad, ctx.axis, ctx.dim), None, None
 
 
-class _SequenceAllGather(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int) -> Tensor:
-        ctx.axis, ctx.dim = axis, dim
-        return _fresh(all_gather(x, axis, dim), x)
-
+class _SequenceAllGather(_Gather):  # forward as gather; backward adds the ranks' gradients up
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
