@@ -6,6 +6,7 @@
 Every function returns a Picture, which shows itself in a notebook and says itself in words.
 """
 
+from minimegatron.figures.bars import stacked_bars
 from minimegatron.figures.batch import split_batch, steps_against_batch, token_weights
 from minimegatron.figures.collective import collective
 from minimegatron.figures.course import course_map, key
@@ -70,6 +71,7 @@ __all__ = [
     "split_batch",
     "split_columns",
     "split_rows",
+    "stacked_bars",
     "steps_against_batch",
     "times_over_sizes",
     "token_weights",

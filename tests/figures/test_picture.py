@@ -24,6 +24,11 @@ SECONDS = {64: 1e-4, 1 << 12: 2e-4, 1 << 22: 5e-3}
 STEPS = {2**k: max(20, 1500 // 2**k) for k in range(11)}
 EVENTS = [*(("gradient", layer) for layer in range(5, -1, -1)), *(("start", i) for i in range(3))]
 SPLITS, RUN = ("tp=1", "tp=2", "tp=4", "dp=2"), [7 - step / 100 for step in range(200)]
+ZERO = {
+    "plain dp": {"parameters": 15.0, "gradients": 15.0, "optimizer": 90.0},
+    "ZeRO-1": {"parameters": 15.0, "gradients": 15.0, "optimizer": 1.4},
+    "ZeRO-3": {"parameters": 0.23, "gradients": 0.23, "optimizer": 1.4},
+}
 
 EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
     **{f"split_columns {tp}": lambda tp=tp: figures.split_columns(tp) for tp in (1, 2, 4, 8)},
@@ -61,6 +66,13 @@ EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
     **{f"model {n}": lambda n=n: figures.all_reduce_times(200, 0.1, n) for n in (2, 64)},
     **{f"norm_squares {tp}": lambda tp=tp: figures.norm_squares(tp) for tp in (2, 3, 4)},
     "losses": lambda: figures.losses("Loss", dict.fromkeys(SPLITS, RUN), ("unigram entropy", 5.9)),
+    "stacked_bars": lambda: figures.stacked_bars("Bytes", "GB", ZERO),
+    "stacked_bars with marks": lambda: figures.stacked_bars(
+        "Bytes", "GB", ZERO, {"ZeRO-1": 31.3, "plain dp": ZERO["plain dp"]}, ("one V100", 32)
+    ),
+    "stacked_bars, eight terms": lambda: figures.stacked_bars(
+        "Bytes", "MB", {"a layer": {f"a longer term {i}": 100.0 * i for i in range(8)}}
+    ),
     "mesh 2 2": lambda: figures.mesh(2, 2),
     "mesh 4 3": lambda: figures.mesh(4, 3),
     "course_map": lambda: figures.course_map(here=3),
