@@ -37,8 +37,8 @@ def stacked_bars(
     Raises ValueError for no row, a value below zero, more terms than there are looks, or a measured
     row that has no bar.
     """
-    marks = {
-        row: dict(value) if isinstance(value, Mapping) else {"": value}
+    marks: dict[str, Mapping[str, float]] = {
+        row: value if isinstance(value, Mapping) else {"": value}
         for row, value in (measured or {}).items()
     }
     terms = list(dict.fromkeys(term for parts in rows.values() for term in parts))
@@ -90,8 +90,8 @@ def stacked_bars(
             f"together {shown[row]}"
             for row, parts in rows.items()
         )
-        line = f" A dashed line marks {limit[0]}, {number(limit[1])}." if limit else ""
-        return Picture(axes, f"{title}, stacked bars in {unit}. {told}.{line}")
+        dashed = f" A dashed line marks {limit[0]}, {number(limit[1])}." if limit else ""
+        return Picture(axes, f"{title}, stacked bars in {unit}. {told}.{dashed}")
 
 
 def number(value: float) -> str:
