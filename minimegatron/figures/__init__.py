@@ -27,6 +27,7 @@ from minimegatron.figures.picture import Picture
 from minimegatron.figures.predict import compare_prediction, predicted_and_measured
 from minimegatron.figures.processes import mesh, notebook_and_ranks
 from minimegatron.figures.ring import ring_all_reduce
+from minimegatron.figures.sequence import open_all_reduce, sequence_regions
 from minimegatron.figures.timeline import bucket_timeline
 from minimegatron.figures.vocabulary import (
     embedding_rows,
@@ -63,11 +64,13 @@ __all__ = [
     "mlp_order",
     "norm_squares",
     "notebook_and_ranks",
+    "open_all_reduce",
     "pairwise_all_reduce",
     "predicted_and_measured",
     "qkv_rows",
     "ring_all_reduce",
     "row_bias",
+    "sequence_regions",
     "split_batch",
     "split_columns",
     "split_rows",

@@ -91,6 +91,8 @@ EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
         f"vocabulary {v} {tp} {m}": lambda v=v, tp=tp, m=m: figures.vocabulary_cost(v, tp, m)
         for v, tp, m in ((30522, 2, 1), (50257, 8, 1024), (256000, 8, 128))
     },
+    **{f"open_all_reduce {tp}": lambda tp=tp: figures.open_all_reduce(tp) for tp in (2, 4)},
+    **{f"regions {sp}": lambda sp=sp: figures.sequence_regions(sp) for sp in (False, True)},
     "predicted_and_measured": lambda: figures.predicted_and_measured("Held", BARS, "bytes"),
 }
 
