@@ -21,7 +21,7 @@ from minimegatron.ranks.board import Board
 PHASES = ("forward", "backward", "recompute", "optimizer", "other")
 
 
-def ring_bytes(op: str, size: int, n: int) -> float:
+def ring_bytes(op: str, size: float, n: int) -> float:
     """Bytes one rank of a ring of `n` sends for a collective on a logical tensor of `size` bytes.
 
     all_reduce 2 (n-1)/n size; all_gather, reduce_scatter and all_to_all (n-1)/n size; broadcast,
