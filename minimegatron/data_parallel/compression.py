@@ -1,0 +1,210 @@
+"""Cheaper gradients: send less of them, and keep for the next step what was not sent.
+
+A lossy message alone loses the same small numbers at every step, and training stalls or drifts.
+*Error feedback* adds the residual, gradient minus what was sent, to the next gradient, so that
+nothing is lost, only late: sent + residual = gradient (Seide et al. 2014, 1-bit SGD; Karimireddy et
+al., arXiv:1901.09847). Four messages: the gradient cast to half precision; its k largest values
+with their places (Lin et al., arXiv:1712.01887); one bit a value, its sign, with a scale for each
+parameter; and PowerSGD, two thin matrices whose product is close to it (Vogels et al.,
+arXiv:1905.13727). Megatron-LM sends all of the gradient, in fp32 or with
+`--grad-reduce-in-bf16` in half of the bytes; torch has the hooks of `ddp_comm_hooks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.functional import pad
+
+from minimegatron.data_parallel.gradients import GradientBuckets, Model
+from minimegatron.ranks.collectives import Handle, all_gather, all_reduce
+from minimegatron.ranks.mesh import Axis
+
+# Ends a message: what this rank sent, as a gradient, and the sum of what all ranks sent; both flat.
+Finish = Callable[[], tuple[Tensor, Tensor]]
+# Starts the message of a flat bucket, which holds the gradients of these parameters.
+Start = Callable[[Tensor, Sequence[Parameter], Axis], Finish]
+
+
+def compress_gradients(
+    model: Model, method: str, *, k: float = 0.01, rank: int = 2, feedback: bool = True
+) -> None:
+    """From now on the model's gradients are compressed on their way over dp.
+
+    Args:
+        method: "none", "fp16", "bf16", "top-k", "1-bit" or "powersgd".
+        k: for top-k: a share of each bucket (a float up to 1.0), or a number of values (an int).
+        rank: for PowerSGD: the columns of both thin matrices. Vectors are sent as they are.
+        feedback: whether what was not sent is added to the next gradient. It takes as much memory
+            as the gradients, and is another on every rank of dp.
+
+    Raises ValueError for another method, for a k or rank that means nothing, and with ZeRO.
+    """
+    numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if isinstance(k, bool) or not 0 < k <= (numbers if isinstance(k, int) else 1):
+        raise ValueError(
+            f"k={k!r}: a share above 0 and at most 1.0, or a whole number from 1 to {numbers}, the "
+            "numbers in this rank's gradient"
+        )
+    if type(rank) is not int or rank < 1:
+        raise ValueError(f"rank={rank!r}: a thin matrix has a whole number of columns, at least 1")
+    methods: dict[str, Start | None] = {
+        "none": None,
+        "fp16": cast_to(torch.float16),
+        "bf16": cast_to(torch.bfloat16),
+        "top-k": largest(k),
+        "1-bit": one_bit,
+        "powersgd": PowerSGD(rank),
+    }
+    if method not in methods:
+        raise ValueError(f"method={method!r}: gradients can be compressed by {', '.join(methods)}")
+    if method != "none" and getattr(model, "zero", None) is not None:
+        raise ValueError(
+            f"method={method!r} goes with zero=0 only: under ZeRO a rank receives the sum of its "
+            "own part, and what is compressed is sent to all"
+        )
+    start = methods[method]
+    model.gradient_reducer = None if start is None else Compression(start, feedback)
+
+
+class Compression:
+    """A gradient reducer: adds the residual to a bucket, sends some of it, keeps the rest.
+
+    `residual[p]` is what this rank has not sent of the gradient of `p`, in its share of the mean.
+    """
+
+    def __init__(self, start: Start, feedback: bool) -> None:
+        self.start, self.feedback = start, feedback
+        self.residual: dict[Parameter, Tensor] = {}
+
+    def __call__(self, buckets: GradientBuckets, index: int) -> Handle:
+        group = buckets.groups[index]
+        for p in group:
+            if p in self.residual:
+                buckets.views[p].add_(self.residual[p])
+        flat = buckets.buffers[index][: sum(p.numel() for p in group)]
+        finish = self.start(flat, group, buckets.axis)
+
+        def take_in() -> Tensor:
+            sent, total = finish()
+            if self.feedback:
+                self.residual |= zip(group, _like(group, flat - sent), strict=True)
+            return flat.copy_(total)
+
+        return Handle(take_in)
+
+
+def _like(shapes: Sequence[Tensor], flat: Tensor) -> list[Tensor]:
+    """`flat`, cut into tensors of these shapes."""
+    parts = flat.split([shape.numel() for shape in shapes])
+    return [part.view(shape.shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def cast_to(dtype: torch.dtype) -> Start:
+    """Half the bytes. The sum is made in half precision too; feedback knows the cast alone."""
+
+    def start(flat: Tensor, group: Sequence[Parameter], axis: Axis) -> Finish:
+        sent = flat.to(dtype)
+        total = all_reduce(sent, axis, async_op=True)
+        return lambda: (sent, total.wait())
+
+    return start
+
+
+def gathered(axis: Axis, *message: Tensor, decode: Callable[..., Tensor]) -> Finish:
+    """Where messages cannot be added, every rank gets all of them and adds what they stand for."""
+    handles = [all_gather(part, axis, async_op=True) for part in message]
+
+    def finish() -> tuple[Tensor, Tensor]:
+        messages = zip(*(handle.wait().chunk(axis.size) for handle in handles), strict=True)
+        decoded = [decode(*each) for each in messages]  # in rank order: the same bits everywhere
+        return decoded[axis.rank], torch.stack(decoded).sum(0)
+
+    return finish
+
+
+def largest(k: float) -> Start:
+    """The k values furthest from 0, and their places: each rank chooses its own."""
+
+    def start(flat: Tensor, group: Sequence[Parameter], axis: Axis) -> Finish:
+        count = min(k, len(flat)) if isinstance(k, int) else max(1, round(k * len(flat)))
+        places = flat.abs().topk(count).indices
+
+        def decode(values: Tensor, places: Tensor) -> Tensor:
+            return torch.zeros_like(flat).index_copy_(0, places.long(), values)
+
+        # A place in 4 bytes, as no bucket holds 2^31 numbers.
+        return gathered(axis, flat[places], places.int(), decode=decode)
+
+    return start
+
+
+def one_bit(flat: Tensor, group: Sequence[Parameter], axis: Axis) -> Finish:
+    """The sign of each value, eight to a byte, and the mean size of each parameter's values."""
+    sizes = torch.tensor([p.numel() for p in group], device=flat.device)
+    scales = torch.stack([gradient.abs().mean() for gradient in _like(group, flat)])
+    bit = torch.arange(8, dtype=torch.uint8, device=flat.device)
+    positive = pad(flat >= 0, (0, -len(flat) % 8)).view(-1, 8)
+
+    def decode(packed: Tensor, scales: Tensor) -> Tensor:
+        signs = 2.0 * ((packed[:, None] >> bit) & 1).flatten()[: len(flat)] - 1
+        return signs * scales.repeat_interleave(sizes)
+
+    packed = (positive << bit).sum(1, dtype=torch.uint8)
+    return gathered(axis, packed, scales, decode=decode)
+
+
+class PowerSGD:
+    """A matrix M (m, n) as P Q^T, P (m, rank) with orthonormal columns and Q (n, rank).
+
+    One step of power iteration from the last step's Q: P = orthonormal(sum of M Q), then
+    Q = sum of M^T P. Both are linear in M, so two small all-reduces make the P and Q of the sum.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.q = rank, dict[Parameter, Tensor]()
+
+    def __call__(self, flat: Tensor, group: Sequence[Parameter], axis: Axis) -> Finish:
+        gradients = _like(group, flat)
+        matrices = [g.flatten(1) for g in gradients if g.ndim > 1]
+        vectors = [g for g in gradients if g.ndim < 2]
+        owners = [p for p in group if p.ndim > 1]
+        # Orthonormal first: a direction that had no gradient for a while can come back.
+        qs = [orthonormal(self._last_q(p, m)) for p, m in zip(owners, matrices, strict=True)]
+        message = [*(m @ q for m, q in zip(matrices, qs, strict=True)), *vectors]
+        handle = all_reduce(_flat(message), axis, async_op=True)
+
+        def finish() -> tuple[Tensor, Tensor]:
+            summed = _like(message, handle.wait())
+            ps = [orthonormal(p) for p in summed[: len(matrices)]]
+            mine = [m.T @ p for m, p in zip(matrices, ps, strict=True)]
+            qs = _like(mine, all_reduce(_flat(mine), axis)) if mine else []
+            self.q |= zip(owners, qs, strict=True)
+
+            def whole(qs: list[Tensor], vectors: list[Tensor]) -> Tensor:
+                products = iter([p @ q.T for p, q in zip(ps, qs, strict=True)])
+                others = iter(vectors)
+                return _flat(next(products if p.ndim > 1 else others) for p in group)
+
+            return whole(mine, vectors), whole(qs, summed[len(matrices) :])
+
+        return finish
+
+    def _last_q(self, owner: Parameter, matrix: Tensor) -> Tensor:
+        """Q of the last step; before the first, numbers that are the same on every rank."""
+        shape = (matrix.shape[1], min(self.rank, *matrix.shape))
+        start = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu")
+        return self.q.get(owner, start.to(matrix))
+
+
+def orthonormal(matrix: Tensor) -> Tensor:
+    """An orthonormal basis of its columns (half precision has no QR of its own)."""
+    wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+    return torch.linalg.qr(wide).Q.to(matrix.dtype)
