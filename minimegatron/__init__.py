@@ -52,8 +52,15 @@ _HOME = {
         "gradient_weight",
         "overlap_gradients",
         "accumulate_gradients",
+        "sum_partial_gradients",
         "finish_gradients",
     ],
+    "minimegatron.data_parallel.hierarchical": [
+        "split_axis",
+        "hierarchical_all_reduce",
+        "reduce_by_nodes",
+    ],
+    "minimegatron.data_parallel.compression": ["compress_gradients"],
     "minimegatron.analysis.flops": ["parameter_count", "flops_per_token"],
     "minimegatron.training.text": ["default_text", "read_text"],
     "minimegatron.training.data": ["Corpus", "make_corpus"],
@@ -63,6 +70,7 @@ _HOME = {
         "clip_gradients",
         "learning_rate",
     ],
+    "minimegatron.training.precision": ["DynamicLossScaler"],
     "minimegatron.training.loop": ["train", "History"],
     "minimegatron.training.parity": ["parity", "ParityReport"],
 }
