@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 PYTHON_RANGE = ((3, 11), (3, 15))
-OLDEST_TORCH = (2, 9)
+OLDEST_TORCH = (2, 10)
 MEMORY_FOR_FOUR_RANKS = 1.5e9  # bytes: about 0.3 GB a rank with torch imported, and the notebook
 SHARED_MEMORY = 60e6  # bytes: NCCL's buffers between the ranks of one machine
 
@@ -56,7 +56,7 @@ def check_torch(version: str | None) -> Check:
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
     if numbers >= OLDEST_TORCH:
         return Check("torch", version)
-    return Check("torch", version, "minimegatron needs torch 2.9 or newer: make venv")
+    return Check("torch", version, "minimegatron needs torch 2.10 or newer: make venv")
 
 
 def check_backends(gloo: bool, nccl: bool, gpus: int) -> Check:
