@@ -30,10 +30,16 @@ from minimegatron.ranks.using import replaced
 BUCKET_BYTES = 4 << 20
 
 
+# Starts the sum over dp of the bucket of this index, already weighted by this rank's share of the
+# tokens; the handle ends with the sum in the bucket.
+Reducer = Callable[["GradientBuckets", int], Handle]
+
+
 class Model(Protocol):
     """What this file needs of a model (a GPT): it stands below models/ and imports none."""
 
     mesh: Mesh
+    gradient_reducer: Reducer | None  # stands in for the all-reduce of a bucket
     tokens_since_finish: int | Tensor  # real targets that `loss` has seen since finish_gradients
 
     def parameters(self) -> Iterator[Parameter]: ...
@@ -51,6 +57,11 @@ def gradient_weight(tokens: int | Tensor, axis: Axis, device: torch.device) -> T
     return torch.where(total > 0, mine / total.clamp(min=1), 1 / axis.size)
 
 
+def gradient_kind(p: Parameter) -> tuple[torch.dtype, torch.device]:
+    """The dtype and device of the parameter's gradient: a half parameter may have an fp32 one."""
+    return getattr(p, "grad_dtype", None) or p.dtype, p.device
+
+
 class GradientBuckets:
     """All gradients of a model in flat contiguous buffers; each `.grad` is a view into one.
 
@@ -65,10 +76,12 @@ class GradientBuckets:
         self.axis = axis
         self.parameters = list(parameters)
         self.bucket_bytes = bucket_bytes
+        self.reducer: Reducer | None = None
         self.groups = self._group()
         self.buffers = [
-            torch.zeros(sum(p.numel() for p in group), dtype=group[0].dtype, device=group[0].device)
+            torch.zeros(sum(p.numel() for p in group), dtype=dtype, device=device)
             for group in self.groups
+            for dtype, device in [gradient_kind(group[0])]
         ]
         self.views: dict[Parameter, Tensor] = {}
         self.bucket_of: dict[Parameter, int] = {}
@@ -87,10 +100,9 @@ class GradientBuckets:
         groups: list[list[Parameter]] = []
         size = self.bucket_bytes  # "full": the first parameter opens a bucket
         for p in reversed(self.parameters):
-            bytes_of_p = p.numel() * p.element_size()
-            kind = (p.dtype, p.device)
+            bytes_of_p = p.numel() * gradient_kind(p)[0].itemsize
             full = size > 0 and size + bytes_of_p > self.bucket_bytes
-            if not groups or full or kind != (groups[-1][0].dtype, groups[-1][0].device):
+            if not groups or full or gradient_kind(p) != gradient_kind(groups[-1][0]):
                 groups.append([])
                 size = 0
             groups[-1].append(p)
@@ -103,7 +115,7 @@ class GradientBuckets:
             axis is self.axis
             and len(parameters) == len(self.parameters)
             and all(p is q for p, q in zip(parameters, self.parameters, strict=True))
-            and all(v.dtype == p.dtype and v.device == p.device for p, v in self.views.items())
+            and all(gradient_kind(p) == (v.dtype, v.device) for p, v in self.views.items())
         )
 
     def start(self) -> None:
@@ -140,7 +152,10 @@ class GradientBuckets:
                 view.copy_(p.grad)  # after zero_grad(set_to_none=True) autograd made a new tensor
             p.grad = view
         buffer = self.buffers[index].mul_(self.weight.to(self.buffers[index].dtype))
-        self.handles.append(all_reduce(buffer, self.axis, inplace=True, async_op=True))
+        if self.reducer is not None:
+            self.handles.append(self.reducer(self, index))
+        else:
+            self.handles.append(all_reduce(buffer, self.axis, inplace=True, async_op=True))
 
 
 def _buckets_of(model: Model, bucket_bytes: int | None = None) -> GradientBuckets:
@@ -151,6 +166,7 @@ def _buckets_of(model: Model, bucket_bytes: int | None = None) -> GradientBucket
     if made is None or made.bucket_bytes != size or not made.fits(parameters, model.mesh.dp):
         made = GradientBuckets(parameters, model.mesh.dp, size)
         vars(model)["gradient_buckets"] = made
+    made.reducer = model.gradient_reducer
     return made
 
 
@@ -206,13 +222,16 @@ def finish_gradients(model: Model) -> None:
     model.tokens_since_finish = 0
 
 
-def accumulate_gradients(model: Model, microbatches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def accumulate_gradients(
+    model: Model, microbatches: Sequence[tuple[Tensor, Tensor]], loss_scale: float | Tensor = 1.0
+) -> Tensor:
     """Forward and backward of this rank's micro-batches (tokens, targets), (batch, seq) each.
 
     Each loss is a mean over its own real targets, so it is weighted by its share of the rank's:
     the mean of such means is another number as soon as the shares differ. Only the last
-    micro-batch sends gradients over dp. Returns the rank's mean loss, without a graph; call
-    `finish_gradients` next.
+    micro-batch sends gradients over dp. Gradients are those of `loss_scale` times the loss (fp16
+    needs it). Returns the rank's mean loss, unscaled and without a graph; call `finish_gradients`
+    next.
     """
     counts = [int((targets != -100).sum()) for _, targets in microbatches]
     total = torch.zeros((), device=model.mesh.device)
@@ -222,6 +241,6 @@ def accumulate_gradients(model: Model, microbatches: Sequence[tuple[Tensor, Tens
         ahead = last and not replaced("finish_gradients")
         with overlap_gradients(model) if ahead else contextlib.nullcontext():
             loss = model.loss(tokens, targets) * (count / max(1, sum(counts)))
-            loss.backward()
+            (loss * loss_scale).backward()
         total = total + loss.detach()
     return total

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minimegatron.data_parallel.gradients import Reducer
 from minimegatron.models import sharding
 from minimegatron.models.config import GPTConfig
 from minimegatron.models.transformer import TransformerLayer
@@ -61,6 +62,7 @@ class GPT(nn.Module):
         if self.mesh.pp.size > 1:
             raise ValueError(f"pp={self.mesh.pp.size}: a GPT in pipeline stages is not built yet")
         self.tokens_since_finish: int | Tensor = 0
+        self.gradient_reducer: Reducer | None = None
         seed = draw_seed()
         self.streams = DropoutStreams(self.mesh, seed)
         # The layers draw as much as their shards need; none of it may show outside.

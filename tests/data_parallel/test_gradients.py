@@ -264,3 +264,52 @@ def test_one_rank_sends_nothing_and_keeps_its_gradients():
         finish_gradients(model)
     assert len(log) == 0
     assert_equal(model.full_gradients(), before)
+
+
+def test_a_half_precision_parameter_may_have_its_gradient_in_float32():
+    half = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    if not hasattr(half, "grad_dtype"):
+        pytest.skip("torch before 2.10 keeps a gradient in its parameter's dtype")
+    half.grad_dtype = torch.float32
+    buckets = GradientBuckets([half], mm.single().dp)
+    (half * 1.0078125).sum().backward()
+    buckets.finish(tokens=1)
+    assert buckets.buffers[0].dtype == half.grad.dtype == torch.float32
+    assert buckets.fits([half], buckets.axis)
+    half.grad_dtype = torch.bfloat16
+    assert not buckets.fits([half], buckets.axis)
+
+
+def test_a_loss_scale_multiplies_gradients_and_leaves_the_loss():
+    found = []
+    for scale in (1.0, 1024.0):
+        model = model_on(mm.single())
+        torch.set_default_dtype(torch.float32)
+        loss = accumulate_gradients(model, [batch(1), batch(2)], loss_scale=scale)
+        found.append((loss, model.full_gradients()))
+    (loss, plain), (same, scaled) = found
+    assert torch.equal(loss, same)
+    assert_equal(scaled, {name: 1024 * gradient for name, gradient in plain.items()})
+
+
+def test_a_reducer_of_the_model_stands_in_for_the_all_reduce_of_every_bucket():
+    tokens, targets = batch(2, real=[1, 5])
+
+    def run(mesh):
+        model = model_on(mesh)
+        asked = []
+
+        def reducer(buckets, index):
+            asked.append(index)
+            return mm.all_reduce(buckets.buffers[index], buckets.axis, inplace=True, async_op=True)
+
+        model.gradient_reducer = reducer
+        with overlap_gradients(model, bucket_bytes=4000):
+            model.loss(*(t[mesh.dp.rank : mesh.dp.rank + 1] for t in (tokens, targets))).backward()
+        finish_gradients(model)
+        assert asked == list(range(len(model.gradient_buckets.groups)))
+        return model.full_gradients()
+
+    wanted = one_process_gradients(tokens, targets)
+    for found in mm.launch(run, dp=2):
+        assert_equal(found, wanted)
