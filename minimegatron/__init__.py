@@ -70,7 +70,13 @@ _HOME = {
         "clip_gradients",
         "learning_rate",
     ],
-    "minimegatron.training.precision": ["DynamicLossScaler"],
+    "minimegatron.training.precision": [
+        "DynamicLossScaler",
+        "half_precision",
+        "unscale_gradients",
+        "found_overflow",
+        "optimizer_step",
+    ],
     "minimegatron.training.loop": ["train", "History"],
     "minimegatron.training.parity": ["parity", "ParityReport"],
 }

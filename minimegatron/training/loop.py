@@ -1,10 +1,9 @@
 """A training run: the same function in one process, on launched ranks and under torchrun.
 
-A step is: each rank's part of the global batch in micro-batches, gradients finished over dp and
-clipped by their global norm, AdamW at the scheduled rate. Nothing here knows how the model is
-split; the
-model's mesh says which sequences are this rank's. Megatron-LM: `train_step` and `pretrain` in
-`megatron/training/training.py`.
+A step is: each rank's part of the global batch in micro-batches, gradients finished over dp,
+rid of the loss scale and clipped by their global norm, AdamW at the scheduled rate. Nothing here
+knows how the model is split; the model's mesh says which sequences are this rank's. Megatron-LM:
+`train_step` and `pretrain` in `megatron/training/training.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,13 @@ from minimegatron.ranks.collectives import all_reduce
 from minimegatron.ranks.ledger import Ledger, ledger, phase
 from minimegatron.ranks.mesh import Mesh
 from minimegatron.training.data import Corpus, check_split, slice_of
-from minimegatron.training.optimizer import clip_gradients, learning_rate, make_optimizer
+from minimegatron.training.optimizer import learning_rate, make_optimizer
+from minimegatron.training.precision import (
+    PRECISIONS,
+    DynamicLossScaler,
+    half_precision,
+    optimizer_step,
+)
 
 VALIDATION_SEQUENCES = 64
 
@@ -39,7 +44,8 @@ class History:
     `losses[i]` is the mean loss of step i's global batch before its update, `validation` the loss
     after given numbers of steps, both in nats per token. Speeds count training steps only, the
     first left out (it warms up); `flops_per_second` are model FLOPs (analysis/flops.py) of all
-    ranks together. `ledger` is what this rank sent in its last step.
+    ranks together. `ledger` is what this rank sent in its last step. `scales[i]` is the loss scale
+    of step i (empty without a scaler), `skipped` the steps that an overflow made void.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -47,6 +53,8 @@ class History:
     tokens_per_second: float = 0.0
     flops_per_second: float = 0.0
     ledger: Ledger = field(default_factory=Ledger)
+    scales: list[float] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
 
 
 def train(
@@ -62,6 +70,9 @@ def train(
     max_norm: float = 1.0,
     validate_every: int | None = None,
     seed: int = 0,
+    precision: str = "fp32",
+    scaler: DynamicLossScaler | None = None,
+    zero: int = 0,
     report: Callable[[int, float], None] | None = None,
 ) -> History:
     """Trains for `steps` on `batch` sequences a step, counted over all ranks together.
@@ -69,14 +80,24 @@ def train(
     The batch of a step depends on `seed` and the step alone, not on the split. Warm-up takes a
     tenth of the steps if not given. Validates after the last step and, if asked, every so many.
     `report(step, loss)` is called after each step with this rank's own loss. On a terminal the
-    first rank shows a progress bar. Raises ValueError where the batch does not give every
-    micro-batch a sequence, FloatingPointError when a loss is not finite.
+    first rank shows a progress bar.
+
+    `precision` "fp16" and "bf16" cast the model; "fp32" leaves it in the dtype it has. fp16 gets a
+    `scaler` if none is given. `zero` is the stage of ZeRO over dp. Raises ValueError for another
+    precision and where the batch does not give every micro-batch a sequence, FloatingPointError
+    when a loss is not finite.
     """
     mesh, seq = model.mesh, model.config.seq_length
     check_split(model.config, mesh.tp.size, mesh.dp.size, batch, microbatches)
     if steps < 1:
         raise ValueError(f"steps={steps}: at least one step is needed")
     warmup = steps // 10 if warmup is None else warmup
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r} is not one of {', '.join(PRECISIONS)}")
+    if (dtype := PRECISIONS[precision]) is not None:
+        half_precision(model, dtype)
+    if precision == "fp16" and scaler is None:
+        scaler = DynamicLossScaler()
     optimizer = make_optimizer(model, lr, weight_decay)
     history, losses, seconds = History(), [], []
     model.train()
@@ -88,16 +109,19 @@ def train(
                 group["lr"] = learning_rate(step, steps, lr, warmup)
             with ledger() as log:
                 optimizer.zero_grad(set_to_none=False)  # the flat buckets stay the gradients
-                loss = accumulate_gradients(model, parts)
+                scale = 1.0 if scaler is None else scaler.scale
+                loss = accumulate_gradients(model, parts, scale)
                 finish_gradients(model)
-                clip_gradients(model, max_norm)
-                optimizer.step()
+                if not optimizer_step(model, optimizer, max_norm, scaler):
+                    history.skipped.append(step)
             mine = float(loss)  # waits for the device: the time is that of a whole step
             seconds.append(time.perf_counter() - begin)
             if not math.isfinite(mine):
                 raise FloatingPointError(f"the loss of step {step} is {mine}: try a smaller lr")
             losses.append((mine, sum(int((t != -100).sum()) for _, t in parts)))
             history.ledger = log
+            if scaler is not None:
+                history.scales.append(scale)
             advance(mine)
             if report is not None:
                 report(step, mine)

@@ -10,6 +10,16 @@ time without one raises it. Megatron-LM: `DynamicGradScaler` in
 
 from __future__ import annotations
 
+import torch
+
+from minimegatron.data_parallel.pieces import pieces
+from minimegatron.models.gpt import GPT
+from minimegatron.ranks.collectives import all_reduce
+from minimegatron.ranks.ledger import phase
+from minimegatron.training.optimizer import clip_gradients, gradient_axis
+
+# None: the model stays as it was made.
+PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 # The largest power of two that float32, the loss's dtype, can hold.
 LARGEST_SCALE = 2.0**127
 
@@ -75,3 +85,66 @@ class DynamicLossScaler:
             self.good_steps = 0
             self.overflows_left = self.hysteresis
             self.scale = min(self.scale * self.growth_factor, self.max_scale)
+
+
+def half_precision(model: GPT, dtype: torch.dtype) -> GPT:
+    """Casts the model to `dtype`, in place; gradients are still kept, and summed, in float32.
+
+    Drops the gradients there are. Make the optimizer afterwards: it keeps float32 masters then.
+    Raises ValueError for another dtype than float16 and bfloat16, and for bfloat16 on a GPU that
+    cannot compute in it.
+    """
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(f"dtype={dtype}: half precision is torch.float16 or torch.bfloat16")
+    on_gpu = model.mesh.device.type == "cuda"
+    if dtype == torch.bfloat16 and on_gpu and not torch.cuda.is_bf16_supported(False):
+        raise ValueError(f"{torch.cuda.get_device_name()} has no bf16: use fp16 or fp32")
+    model.zero_grad()
+    model.to(dtype)
+    for parameter in model.parameters():
+        parameter.grad_dtype = torch.float32
+    return model
+
+
+@torch.no_grad()
+def unscale_gradients(model: GPT, scale: float) -> None:
+    """Divides this rank's gradients by the loss scale: call it before their norm is taken."""
+    for piece in pieces(model):
+        if piece.gradient is not None:
+            piece.gradient.div_(scale)
+
+
+@torch.no_grad()
+def found_overflow(model: GPT) -> bool:
+    """Whether any gradient is inf or nan, on any rank that holds a part of the model: collective.
+
+    One number a rank, whose maximum all of them take: they must skip the same steps.
+    """
+    bad = torch.zeros((), device=model.mesh.device)
+    for piece in pieces(model):
+        if piece.gradient is not None:
+            bad = torch.maximum(bad, piece.gradient.isfinite().logical_not().any().float())
+    with phase("optimizer"):
+        return bool(all_reduce(bad, gradient_axis(model), "max"))
+
+
+def optimizer_step(
+    model: GPT,
+    optimizer: torch.optim.Optimizer,
+    max_norm: float,
+    scaler: DynamicLossScaler | None = None,
+) -> bool:
+    """Unscale, look for overflow, clip, step, in this order; whether the step was taken.
+
+    After `finish_gradients`, with gradients of the loss times `scaler.scale` (None: times 1, and
+    every step is taken). On overflow nothing changes but the scaler, on every rank alike.
+    """
+    if scaler is not None:
+        unscale_gradients(model, scaler.scale)
+        overflow = found_overflow(model)
+        scaler.update(overflow)
+        if overflow:
+            return False
+    clip_gradients(model, max_norm)
+    optimizer.step()
+    return True
