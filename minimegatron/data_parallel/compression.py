@@ -36,18 +36,18 @@ def compress_gradients(
 
     Args:
         method: "none", "fp16", "bf16", "top-k", "1-bit" or "powersgd".
-        k: for top-k: a share of each bucket (a float up to 1.0), or a number of values (an int).
+        k: for top-k: a share of each parameter (a float up to 1.0) or a number of values (an int).
         rank: for PowerSGD: the columns of both thin matrices. Vectors are sent as they are.
         feedback: whether what was not sent is added to the next gradient. It takes as much memory
             as the gradients, and is another on every rank of dp.
 
     Raises ValueError for another method, for a k or rank that means nothing, and with ZeRO.
     """
-    numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    if isinstance(k, bool) or not 0 < k <= (numbers if isinstance(k, int) else 1):
+    most = max(p.numel() for p in model.parameters())
+    if isinstance(k, bool) or not 0 < k <= (most if isinstance(k, int) else 1):
         raise ValueError(
-            f"k={k!r}: a share above 0 and at most 1.0, or a whole number from 1 to {numbers}, the "
-            "numbers in this rank's gradient"
+            f"k={k!r}: a share above 0 and at most 1.0, or a whole number from 1 to {most}, the "
+            "values of the largest parameter"
         )
     if type(rank) is not int or rank < 1:
         raise ValueError(f"rank={rank!r}: a thin matrix has a whole number of columns, at least 1")
@@ -131,17 +131,26 @@ def gathered(axis: Axis, *message: Tensor, decode: Callable[..., Tensor]) -> Fin
 
 
 def largest(k: float) -> Start:
-    """The k values furthest from 0, and their places: each rank chooses its own."""
+    """The k values of each parameter furthest from 0, and their places: each rank chooses its own.
+
+    Of each parameter, not of a bucket: the tensor-parallel ranks hold other shards in their buckets
+    and would choose other values of a layer norm that they must all update alike.
+    """
 
     def start(flat: Tensor, group: Sequence[Parameter], axis: Axis) -> Finish:
-        count = min(k, len(flat)) if isinstance(k, int) else max(1, round(k * len(flat)))
-        places = flat.abs().topk(count).indices
+        places, offset = [], 0
+        for p in group:
+            count = min(k, p.numel()) if isinstance(k, int) else max(1, round(k * p.numel()))
+            gradient = flat[offset : offset + p.numel()]
+            places.append(offset + gradient.abs().topk(count).indices)
+            offset += p.numel()
+        chosen = torch.cat(places)
 
         def decode(values: Tensor, places: Tensor) -> Tensor:
             return torch.zeros_like(flat).index_copy_(0, places.long(), values)
 
         # A place in 4 bytes, as no bucket holds 2^31 numbers.
-        return gathered(axis, flat[places], places.int(), decode=decode)
+        return gathered(axis, flat[chosen], chosen.int(), decode=decode)
 
     return start
 
@@ -172,36 +181,36 @@ class PowerSGD:
         self.rank, self.q = rank, dict[Parameter, Tensor]()
 
     def __call__(self, flat: Tensor, group: Sequence[Parameter], axis: Axis) -> Finish:
-        gradients = _like(group, flat)
-        matrices = [g.flatten(1) for g in gradients if g.ndim > 1]
-        vectors = [g for g in gradients if g.ndim < 2]
-        owners = [p for p in group if p.ndim > 1]
-        # Orthonormal first: a direction that had no gradient for a while can come back.
-        qs = [orthonormal(self._last_q(p, m)) for p, m in zip(owners, matrices, strict=True)]
-        message = [*(m @ q for m, q in zip(matrices, qs, strict=True)), *vectors]
+        gradients = [g.flatten(1) if g.ndim > 1 else g for g in _like(group, flat)]
+        pairs = zip(group, gradients, strict=True)
+        message = [g @ self._last_q(p, g) if g.ndim > 1 else g for p, g in pairs]
         handle = all_reduce(_flat(message), axis, async_op=True)
 
         def finish() -> tuple[Tensor, Tensor]:
             summed = _like(message, handle.wait())
-            ps = [orthonormal(p) for p in summed[: len(matrices)]]
-            mine = [m.T @ p for m, p in zip(matrices, ps, strict=True)]
-            qs = _like(mine, all_reduce(_flat(mine), axis)) if mine else []
-            self.q |= zip(owners, qs, strict=True)
+            ps = [orthonormal(p) if p.ndim > 1 else p for p in summed]
+            pairs = zip(gradients, ps, strict=True)
+            mine = [g.T @ p if g.ndim > 1 else g[:0] for g, p in pairs]  # of a vector nothing
+            second = _flat(mine)
+            qs = _like(mine, all_reduce(second, axis) if len(second) else second)
+            self.q |= zip(group, qs, strict=True)
 
-            def whole(qs: list[Tensor], vectors: list[Tensor]) -> Tensor:
-                products = iter([p @ q.T for p, q in zip(ps, qs, strict=True)])
-                others = iter(vectors)
-                return _flat(next(products if p.ndim > 1 else others) for p in group)
+            def whole(qs: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:
+                parts = zip(ps, qs, vectors, strict=True)
+                return _flat(p @ q.T if p.ndim > 1 else vector for p, q, vector in parts)
 
-            return whole(mine, vectors), whole(qs, summed[len(matrices) :])
+            return whole(mine, gradients), whole(qs, summed)
 
         return finish
 
-    def _last_q(self, owner: Parameter, matrix: Tensor) -> Tensor:
-        """Q of the last step; before the first, numbers that are the same on every rank."""
-        shape = (matrix.shape[1], min(self.rank, *matrix.shape))
+    def _last_q(self, owner: Parameter, gradient: Tensor) -> Tensor:
+        """Q of the last step, orthonormal: a direction that had no gradient can come back.
+
+        Before the first step, numbers that are the same on every rank.
+        """
+        shape = (gradient.shape[1], min(self.rank, *gradient.shape))
         start = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu")
-        return self.q.get(owner, start.to(matrix))
+        return orthonormal(self.q.get(owner, start.to(gradient)))
 
 
 def orthonormal(matrix: Tensor) -> Tensor:
