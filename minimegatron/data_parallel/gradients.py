@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
+from minimegatron.data_parallel.pieces import pieces
 from minimegatron.ranks.collectives import Handle, all_reduce
 from minimegatron.ranks.ledger import phase
 from minimegatron.ranks.mesh import Axis, Mesh
@@ -43,6 +44,8 @@ class Model(Protocol):
     tokens_since_finish: int | Tensor  # real targets that `loss` has seen since finish_gradients
 
     def parameters(self) -> Iterator[Parameter]: ...
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]: ...
+    def is_partial(self, name: str) -> bool: ...
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor: ...
 
 
@@ -62,52 +65,73 @@ def gradient_kind(p: Parameter) -> tuple[torch.dtype, torch.device]:
     return getattr(p, "grad_dtype", None) or p.dtype, p.device
 
 
+def make_room(flat: Tensor) -> None:
+    """Gives a flat buffer its memory (back); its views see it again, with arbitrary values."""
+    if not flat.untyped_storage().size():
+        flat.untyped_storage().resize_(flat.numel() * flat.itemsize)
+
+
+def in_buckets(parameters: Sequence[Parameter], bucket_bytes: int) -> list[list[Parameter]]:
+    """The parameters from last to first, cut into groups of one kind and at most so many bytes."""
+    groups: list[list[Parameter]] = []
+    size = bucket_bytes  # "full": the first parameter opens a bucket
+    for p in reversed(parameters):
+        bytes_of_p = p.numel() * gradient_kind(p)[0].itemsize
+        full = size > 0 and size + bytes_of_p > bucket_bytes
+        kinds = {(q.dtype, *gradient_kind(q)) for q in (p, *(groups[-1][:1] if groups else ()))}
+        if not groups or full or len(kinds) > 1:
+            groups.append([])
+            size = 0
+        groups[-1].append(p)
+        size += bytes_of_p
+    return groups
+
+
+def views_of(group: Sequence[Parameter], flat: Tensor) -> dict[Parameter, Tensor]:
+    """The part of a flat buffer that belongs to each parameter of the group, in its shape."""
+    sizes = [p.numel() for p in group]
+    parts = flat[: sum(sizes)].split(sizes)
+    return {p: part.view(p.shape) for p, part in zip(group, parts, strict=True)}
+
+
 class GradientBuckets:
     """All gradients of a model in flat contiguous buffers; each `.grad` is a view into one.
 
     Buckets follow the parameters backwards, because backward makes the last layer's gradients
     first. They are reduced strictly in order, so that all ranks send the same sequence whatever
-    happens to be ready. A parameter that got no gradient counts as zero.
+    happens to be ready. A parameter that got no gradient counts as zero. Under ZeRO
+    (`sharing_stage` 1 to 3) every bucket divides by the axis' size, from stage 2 on its memory is
+    there only while it is reduced, and `groups` says what goes together.
     """
 
     def __init__(
-        self, parameters: Sequence[Parameter], axis: Axis, bucket_bytes: int = BUCKET_BYTES
+        self,
+        parameters: Sequence[Parameter],
+        axis: Axis,
+        bucket_bytes: int = BUCKET_BYTES,
+        sharing_stage: int = 0,
+        groups: list[list[Parameter]] | None = None,
     ):
         self.axis = axis
         self.parameters = list(parameters)
         self.bucket_bytes = bucket_bytes
+        self.sharing_stage = sharing_stage
         self.reducer: Reducer | None = None
-        self.groups = self._group()
+        self.groups = in_buckets(self.parameters, bucket_bytes) if groups is None else groups
         self.buffers = [
-            torch.zeros(sum(p.numel() for p in group), dtype=dtype, device=device)
+            torch.zeros(-(-sum(p.numel() for p in group) // parts) * parts, dtype=dtype, device=at)
+            for parts in [axis.size if sharing_stage else 1]
             for group in self.groups
-            for dtype, device in [gradient_kind(group[0])]
+            for dtype, at in [gradient_kind(group[0])]
         ]
         self.views: dict[Parameter, Tensor] = {}
         self.bucket_of: dict[Parameter, int] = {}
         for index, (group, buffer) in enumerate(zip(self.groups, self.buffers, strict=True)):
-            offset = 0
-            for p in group:
-                self.views[p] = buffer[offset : offset + p.numel()].view(p.shape)
-                self.bucket_of[p] = index
-                offset += p.numel()
-        self.reduced_tokens: int | Tensor | None = (
-            None  # set between overlap_gradients and finish_gradients
-        )
+            self.views |= views_of(group, buffer)
+            self.bucket_of |= dict.fromkeys(group, index)
+        # Set between overlap_gradients and finish_gradients.
+        self.reduced_tokens: int | Tensor | None = None
         self.start()
-
-    def _group(self) -> list[list[Parameter]]:
-        groups: list[list[Parameter]] = []
-        size = self.bucket_bytes  # "full": the first parameter opens a bucket
-        for p in reversed(self.parameters):
-            bytes_of_p = p.numel() * gradient_kind(p)[0].itemsize
-            full = size > 0 and size + bytes_of_p > self.bucket_bytes
-            if not groups or full or gradient_kind(p) != gradient_kind(groups[-1][0]):
-                groups.append([])
-                size = 0
-            groups[-1].append(p)
-            size += bytes_of_p
-        return groups
 
     def fits(self, parameters: Sequence[Parameter], axis: Axis) -> bool:
         """Whether these are still the parameters (not frozen, moved or cast since)."""
@@ -144,6 +168,7 @@ class GradientBuckets:
         if self.weight is None:
             self.weight = gradient_weight(tokens, self.axis, self.buffers[0].device)
         index = len(self.handles)
+        make_room(self.buffers[index])
         for p in self.groups[index]:
             view = self.views[p]
             if p.grad is None:
@@ -164,6 +189,11 @@ def _buckets_of(model: Model, bucket_bytes: int | None = None) -> GradientBucket
     made: GradientBuckets | None = vars(model).get("gradient_buckets")
     size = bucket_bytes or (made.bucket_bytes if made else BUCKET_BYTES)
     if made is None or made.bucket_bytes != size or not made.fits(parameters, model.mesh.dp):
+        if made is not None and made.sharing_stage:
+            raise RuntimeError(
+                "after Zero(model, ...) parameters cannot be frozen, thawed, moved or cast, nor "
+                "buckets be resized: do it before (Zero takes bucket_bytes)"
+            )
         made = GradientBuckets(parameters, model.mesh.dp, size)
         vars(model)["gradient_buckets"] = made
     made.reducer = model.gradient_reducer
@@ -171,7 +201,9 @@ def _buckets_of(model: Model, bucket_bytes: int | None = None) -> GradientBucket
 
 
 @contextlib.contextmanager
-def overlap_gradients(model: Model, bucket_bytes: int | None = None) -> Iterator[None]:
+def overlap_gradients(
+    model: Model, bucket_bytes: int | None = None, tokens: int | Tensor | None = None
+) -> Iterator[None]:
     """Put the backward of the *last* micro-batch inside: its buckets are reduced as they fill.
 
         with overlap_gradients(model):
@@ -179,7 +211,9 @@ def overlap_gradients(model: Model, bucket_bytes: int | None = None) -> Iterator
         finish_gradients(model)
 
     Earlier micro-batches stay outside and send nothing. `bucket_bytes` sets the size of a bucket.
-    Raises RuntimeError on a second backward: its gradients would miss the reduction.
+    ZeRO 2 and 3 may wrap every micro-batch, each in a block of its own, and so never hold whole
+    gradients: `tokens` is then the number of this rank's targets in all of them together. Raises
+    RuntimeError on a second backward: its gradients would miss the reduction.
     """
     if model.mesh.dp.size == 1:
         yield
@@ -187,26 +221,47 @@ def overlap_gradients(model: Model, bucket_bytes: int | None = None) -> Iterator
     buckets = _buckets_of(model, bucket_bytes)
     buckets.start()
 
+    def seen() -> int | Tensor:
+        return model.tokens_since_finish if tokens is None else tokens
+
     def hook(parameter: Parameter) -> None:
-        buckets.ready(parameter, lambda: model.tokens_since_finish)
+        buckets.ready(parameter, seen)
 
     hooks = [p.register_post_accumulate_grad_hook(hook) for p in buckets.parameters]
     try:
         yield
         with phase("backward"):
-            buckets.finish(model.tokens_since_finish)
+            buckets.finish(seen())
     finally:
         for handle in hooks:
             handle.remove()
     buckets.reduced_tokens = model.tokens_since_finish
 
 
+@torch.no_grad()
+def sum_partial_gradients(model: Model) -> None:
+    """With sequence parallelism: adds up over tp what each rank knows from its own tokens only.
+
+    That is the gradient of every parameter that is whole on all tp ranks (`model.is_partial`), in
+    one flat all-reduce. Megatron-LM: `_allreduce_non_tensor_model_parallel_grads`.
+    """
+    partial = [
+        piece.gradient for piece in pieces(cast(Module, model)) if model.is_partial(piece.name)
+    ]
+    owed = [gradient for gradient in partial if gradient is not None]
+    if owed and model.mesh.tp.size > 1:
+        with phase("backward"):
+            total = all_reduce(torch.cat([grad.flatten() for grad in owed]), model.mesh.tp)
+        for grad, whole in zip(owed, total.split([grad.numel() for grad in owed]), strict=True):
+            grad.copy_(whole.view_as(grad))
+
+
 def finish_gradients(model: Model) -> None:
     """After the last backward: makes every `.grad` the gradient of the mean over all tokens.
 
     Collective. Averages over dp what `overlap_gradients` has not averaged already, weighted by the
-    tokens of each rank since the last call. Raises RuntimeError when a backward came after
-    `overlap_gradients`.
+    tokens of each rank since the last call, and adds up partial sums over tp. Raises RuntimeError
+    when a backward came after `overlap_gradients`.
     """
     if model.mesh.dp.size > 1:
         buckets = _buckets_of(model)
@@ -219,6 +274,7 @@ def finish_gradients(model: Model) -> None:
                 "a forward and backward came after overlap_gradients: it must wrap the last one"
             )
         buckets.reduced_tokens = None
+    sum_partial_gradients(model)
     model.tokens_since_finish = 0
 
 
@@ -234,12 +290,16 @@ def accumulate_gradients(
     next.
     """
     counts = [int((targets != -100).sum()) for _, targets in microbatches]
+    tokens_of_step = model.tokens_since_finish + sum(counts)
+    # A rank that may not keep whole gradients sends those of every micro-batch.
+    shed = model.mesh.dp.size > 1 and _buckets_of(model).sharing_stage > 1
     total = torch.zeros((), device=model.mesh.device)
     for i, ((tokens, targets), count) in enumerate(zip(microbatches, counts, strict=True)):
         last = i == len(microbatches) - 1
         # A finish_gradients of the learner's own averages by itself: nothing is done ahead of it.
-        ahead = last and not replaced("finish_gradients")
-        with overlap_gradients(model) if ahead else contextlib.nullcontext():
+        ahead = (last or shed) and not replaced("finish_gradients")
+        overlap = overlap_gradients(model, tokens=tokens_of_step if shed else None)
+        with overlap if ahead else contextlib.nullcontext():
             loss = model.loss(tokens, targets) * (count / max(1, sum(counts)))
             (loss * loss_scale).backward()
         total = total + loss.detach()

@@ -25,6 +25,7 @@ from minimegatron.tensor_parallel.shards import divide
 class ParallelAttention(nn.Module):
     """Causal self-attention: (batch, seq, hidden) -> (batch, seq, hidden), heads/tp on each rank.
 
+    With `config.sequence_parallel` input and output are (batch, seq/tp, hidden).
     `streams` draws the dropout of the attention weights, `name` is the site in its record. Raises
     ValueError where the heads do not divide by the axis' size.
     """
@@ -37,12 +38,16 @@ class ParallelAttention(nn.Module):
         self.head_size = config.hidden_size // config.num_heads
         self.explicit, self.p = config.attention == "explicit", config.dropout
         self.streams, self.name = streams, name
-        self.qkv = ColumnParallelLinear(config.hidden_size, 3 * config.hidden_size, axis)
-        self.out = RowParallelLinear(config.hidden_size, config.hidden_size, axis)
+        hidden, split = config.hidden_size, config.sequence_parallel
+        self.qkv = ColumnParallelLinear(
+            hidden, 3 * hidden, axis, sequence_parallel=split, keep_gathered=config.keep_gathered
+        )
+        self.out = RowParallelLinear(hidden, hidden, axis, sequence_parallel=split)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, seq, _ = x.shape
-        qkv = self.qkv(x).view(batch, seq, 3, self.heads, self.head_size)
+        qkv = self.qkv(x)
+        batch, seq, _ = qkv.shape  # the whole sequence, also where x is a part of it
+        qkv = qkv.view(batch, seq, 3, self.heads, self.head_size)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads/tp, seq, head size)
         attend = self._explicit if self.explicit else self._fused
         heads = attend(query, key, value)

@@ -13,8 +13,10 @@ class GPTConfig:
     """A GPT: sizes in numbers, `dropout` a probability, `init_std` the weights' deviation.
 
     `layer_norm` "pre" (GPT-2) or "post" (the first transformer); `attention` "sdpa" (torch's fused
-    kernel) or "explicit" (scores that can be seen); `recompute` None, "full" or "selective". Raises
-    ValueError for a value that makes no model, naming it.
+    kernel) or "explicit" (scores that can be seen). `sequence_parallel` splits over tp what lies
+    between the split products, too; `keep_gathered` then keeps their gathered input for backward,
+    in place of gathering it again. `recompute` None, "full" or "selective". Raises ValueError for a
+    value that makes no model, naming it.
     """
 
     vocab_size: int
@@ -29,6 +31,7 @@ class GPTConfig:
     attention: str = "sdpa"
     sequence_parallel: bool = False
     recompute: str | None = None
+    keep_gathered: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "seq_length", "hidden_size", "num_layers", "num_heads"):
@@ -43,6 +46,8 @@ class GPTConfig:
             raise ValueError(f"dropout={self.dropout} is not in 0 <= dropout < 1")
         if not self.init_std >= 0.0:
             raise ValueError(f"init_std={self.init_std} is not a standard deviation: at least 0")
+        if self.keep_gathered and not self.sequence_parallel:
+            raise ValueError("keep_gathered=True needs sequence_parallel=True: nothing is gathered")
         allowed: dict[str, tuple[str | None, ...]] = {
             "layer_norm": ("pre", "post"),
             "attention": ("sdpa", "explicit"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from minimegatron.models.gpt import GPT
 from minimegatron.tensor_parallel.operators import gather
@@ -28,12 +29,15 @@ def generate(model: GPT, tokens: Tensor, n: int, temperature: float = 0.0, seed:
     if n < 0 or temperature < 0:
         raise ValueError(f"n={n} and temperature={temperature} must not be negative")
     generator = torch.Generator(tokens.device).manual_seed(seed)
-    training = model.training
+    training, tp = model.training, model.mesh.tp
     model.eval()
     try:
         for _ in range(n):
-            last = model(tokens[:, -model.config.seq_length :])[:, -1]
-            logits = gather(last, model.mesh.tp)[:, : model.config.vocab_size]
+            window = tokens[:, -model.config.seq_length :]
+            # Sequence parallelism cuts equal parts; what is to the right changes nothing before it.
+            fill = -window.shape[1] % tp.size if model.config.sequence_parallel else 0
+            last = model(F.pad(window, (0, fill)))[:, window.shape[1] - 1]
+            logits = gather(last, tp)[:, : model.config.vocab_size]
             if temperature:
                 chances = (logits.float() / temperature).softmax(-1)
                 token = chances.multinomial(1, generator=generator)

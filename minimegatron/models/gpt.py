@@ -2,12 +2,14 @@
 
 Section 3 of arXiv:1909.08053: the word embedding is split by vocabulary, and the output product,
 which uses the same matrix, by columns of it; the loss is computed on the split logits. Between them
-every activation outside attention and MLP is whole and equal on every rank. Megatron-LM:
+every activation outside attention and MLP is whole and equal on every rank, or, with sequence
+parallelism (arXiv:2205.05198, section 4.2.2), split along the sequence. Megatron-LM:
 `megatron/core/models/gpt/gpt_model.py`, class `GPTModel`.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from minimegatron.data_parallel.gradients import Reducer
+from minimegatron.data_parallel.zero import Zero
 from minimegatron.models import sharding
 from minimegatron.models.config import GPTConfig
 from minimegatron.models.transformer import TransformerLayer
@@ -24,7 +27,7 @@ from minimegatron.ranks.ledger import phase
 from minimegatron.ranks.mesh import Axis, Mesh, single
 from minimegatron.tensor_parallel.dropout import DropoutStreams, dropout
 from minimegatron.tensor_parallel.linear import ColumnParallelLinear, column_parallel
-from minimegatron.tensor_parallel.shards import padded
+from minimegatron.tensor_parallel.shards import divide, padded, shard_of
 from minimegatron.tensor_parallel.vocabulary import (
     VocabParallelEmbedding,
     vocab_parallel_cross_entropy,
@@ -34,15 +37,24 @@ IGNORED = -100  # the target that counts for nothing, torch's default too
 
 
 class Embedding(nn.Module):
-    """Word and position embeddings added: tokens (batch, seq) -> (batch, seq, hidden)."""
+    """Word and position embeddings added: tokens (batch, seq) -> (batch, seq, hidden).
+
+    With `config.sequence_parallel` (batch, seq/tp, hidden).
+    """
 
     def __init__(self, config: GPTConfig, axis: Axis) -> None:
         super().__init__()
-        self.word = VocabParallelEmbedding(config.vocab_size, config.hidden_size, axis)
+        self.sequence_parallel, self.axis = config.sequence_parallel, axis
+        self.word = VocabParallelEmbedding(
+            config.vocab_size, config.hidden_size, axis, config.sequence_parallel
+        )
         self.position = nn.Embedding(config.seq_length, config.hidden_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.word(tokens) + self.position.weight[: tokens.shape[1]]
+        positions = self.position.weight[: tokens.shape[1]]
+        if self.sequence_parallel:
+            positions = shard_of(positions, self.axis)
+        return self.word(tokens) + positions
 
 
 class GPT(nn.Module):
@@ -51,18 +63,22 @@ class GPT(nn.Module):
     One number is drawn from torch's generator, whatever the split (its state must be the same on
     every rank, as `mm.launch` leaves it); parameters have torch's default dtype. `model.streams`
     are its dropout streams; `tokens_since_finish` the number of targets that `loss` has seen since
-    gradients were last finished. Raises ValueError where heads do not divide by tp.
+    gradients were last finished. Raises ValueError where heads, or with sequence parallelism
+    `seq_length`, do not divide by tp.
     """
 
     def __init__(self, config: GPTConfig, mesh: Mesh | None = None) -> None:
         super().__init__()
-        if config.sequence_parallel or config.recompute is not None:
-            raise ValueError("sequence_parallel and recompute are not built yet")
+        if config.recompute is not None:
+            raise ValueError("recompute is not built yet")
         self.config, self.mesh = config, mesh or single()
         if self.mesh.pp.size > 1:
             raise ValueError(f"pp={self.mesh.pp.size}: a GPT in pipeline stages is not built yet")
+        if config.sequence_parallel:
+            divide(config.seq_length, self.mesh.tp, "with sequence_parallel, seq_length")
         self.tokens_since_finish: int | Tensor = 0
         self.gradient_reducer: Reducer | None = None
+        self.zero: Zero | None = None
         seed = draw_seed()
         self.streams = DropoutStreams(self.mesh, seed)
         # The layers draw as much as their shards need; none of it may show outside.
@@ -86,13 +102,17 @@ class GPT(nn.Module):
             self.final_norm = nn.LayerNorm(config.hidden_size)
         if not config.tie_embeddings:
             size = padded(config.vocab_size, axis)
-            self.head = ColumnParallelLinear(config.hidden_size, size, axis, bias=False)
+            self.head = ColumnParallelLinear(
+                config.hidden_size, size, axis, bias=False,
+                sequence_parallel=config.sequence_parallel, keep_gathered=config.keep_gathered,
+            )  # fmt: skip
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (batch, seq) -> logits (batch, seq, padded vocabulary/tp).
 
-        Raises ValueError for tokens of another shape or more than `seq_length` of them, IndexError
-        for one outside the vocabulary.
+        Raises ValueError for tokens of another shape or more than `seq_length` of them (with
+        sequence parallelism also where seq does not divide by tp), IndexError for one outside the
+        vocabulary.
         """
         config, axis = self.config, self.mesh.tp
         if tokens.dim() != 2:
@@ -102,8 +122,12 @@ class GPT(nn.Module):
                 f"a sequence of {tokens.shape[1]} tokens is longer than seq_length "
                 f"{config.seq_length}"
             )
+        split = config.sequence_parallel
+        if split:
+            divide(tokens.shape[1], axis, "with sequence_parallel, a sequence of")
         x = dropout(
-            self.embedding(tokens), config.dropout, self.streams.same, self.training,
+            self.embedding(tokens), config.dropout,
+            self.streams.different if split else self.streams.same, self.training,
             site="embedding", record=self.streams.record,
         )  # fmt: skip
         for layer in self.layers.values():
@@ -113,7 +137,8 @@ class GPT(nn.Module):
         if not config.tie_embeddings:
             logits: Tensor = self.head(x)
             return logits
-        return column_parallel(x, self.embedding.word.weight, None, axis)
+        weight = self.embedding.word.weight
+        return column_parallel(x, weight, None, axis, split, config.keep_gathered)
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The mean cross entropy, in nats, over the targets other than -100 (0 if there are none).
@@ -133,18 +158,34 @@ class GPT(nn.Module):
         """Whether the parameter of this name is split over tp (whole on every rank otherwise)."""
         return sharding.split_of(name) is not None
 
+    def is_partial(self, name: str) -> bool:
+        """Whether its gradient lacks the other tp ranks' tokens until `finish_gradients`.
+
+        So with sequence parallelism for whatever is whole on every rank: layer norms, biases after
+        a row split, position embeddings.
+        """
+        return self.config.sequence_parallel and not self.is_sharded(name)
+
     def full_state_dict(self) -> dict[str, Tensor]:
         """The dense parameters by name, the same at every split, on every rank: collective."""
-        return self._full({name: p.detach() for name, p in self.named_parameters()})
+        with self._whole():
+            return self._full({name: p.detach() for name, p in self.named_parameters()})
 
     def full_gradients(self) -> dict[str, Tensor]:
         """The dense gradients by name (zeros where there is none), on every rank: collective."""
-        return self._full(
-            {
-                name: torch.zeros_like(p) if p.grad is None else p.grad
-                for name, p in self.named_parameters()
-            }
-        )
+        shared = self.zero.whole_gradients() if self.zero else {}
+        found = {name: shared.get(p, p.grad) for name, p in self.named_parameters()}
+        zeros = {n: torch.zeros_like(p) for n, p in self.named_parameters() if found[n] is None}
+        return self._full(found | zeros)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """torch's, and ZeRO's shards."""
+        super().zero_grad(set_to_none)
+        if self.zero:
+            self.zero.zero_grad()
+
+    def _whole(self) -> contextlib.AbstractContextManager[None]:
+        return self.zero.whole() if self.zero else contextlib.nullcontext()
 
     def _full(self, shards: dict[str, Tensor]) -> dict[str, Tensor]:
         axis, size = self.mesh.tp, self.config.vocab_size
@@ -168,8 +209,9 @@ class GPT(nn.Module):
                     f"{name} has the shape {tuple(state[name].shape)} in the state, "
                     f"{shape} in the model"
                 )
-        for name, parameter in mine.items():
-            self._fill(name, parameter, state[name])
+        with self._whole():
+            for name, parameter in mine.items():
+                self._fill(name, parameter, state[name])
 
     def _fill(self, name: str, parameter: nn.Parameter, dense: Tensor) -> None:
         part = sharding.take(name, dense, self.mesh.tp)

@@ -19,13 +19,17 @@ from minimegatron.tensor_parallel.linear import ColumnParallelLinear, RowParalle
 class ParallelMLP(nn.Module):
     """(batch, seq, hidden) -> (batch, seq, hidden), with 4 hidden/tp columns in between.
 
+    With `config.sequence_parallel` input and output are (batch, seq/tp, hidden).
     GELU is the tanh approximation, as in GPT-2.
     """
 
     def __init__(self, config: GPTConfig, axis: Axis) -> None:
         super().__init__()
-        self.up = ColumnParallelLinear(config.hidden_size, 4 * config.hidden_size, axis)
-        self.down = RowParallelLinear(4 * config.hidden_size, config.hidden_size, axis)
+        hidden, split = config.hidden_size, config.sequence_parallel
+        self.up = ColumnParallelLinear(
+            hidden, 4 * hidden, axis, sequence_parallel=split, keep_gathered=config.keep_gathered
+        )
+        self.down = RowParallelLinear(4 * hidden, hidden, axis, sequence_parallel=split)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x), approximate="tanh"))

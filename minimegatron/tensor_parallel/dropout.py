@@ -2,9 +2,10 @@
 
 Section 3 of arXiv:1909.08053 (and its appendix B.2): where every rank holds the same activations
 (residuals, embedding) dropout must draw the same mask on all of them, or the replicas drift apart;
-inside a split region (attention weights) each rank holds other values and must draw a mask of its
-own. Two generators, then, and neither is torch's default one, which thus stays equal on all ranks.
-Megatron-LM: `CudaRNGStatesTracker` in `megatron/core/tensor_parallel/random.py`.
+inside a split region (attention weights, and everywhere once the sequence is split) each rank holds
+other values and must draw a mask of its own. Two generators, then, and neither is torch's default
+one, which thus stays equal on all ranks. Megatron-LM: `CudaRNGStatesTracker` in
+`megatron/core/tensor_parallel/random.py`.
 """
 
 from __future__ import annotations

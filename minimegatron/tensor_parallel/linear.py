@@ -36,8 +36,9 @@ from minimegatron.tensor_parallel.shards import divide, shard_of
 class _OverlappedColumn(Function):
     """F.linear(f(x), weight, bias), its all-reduce under way while the weight gradient is made.
 
-    With `sequence_parallel`, sequence_all_gather and reduce-scatter take f's place; the gathered
-    input is dropped after the forward and gathered again, under the input gradient, as in Megatron.
+    With `sequence_parallel`, sequence_all_gather and reduce-scatter take f's place. The gathered
+    input is dropped after the forward and gathered again, under the input gradient, as in Megatron;
+    with `keep_gathered` it stays: tp times the memory, a fifth less to send.
     """
 
     @staticmethod
@@ -48,10 +49,13 @@ class _OverlappedColumn(Function):
         bias: Tensor | None,
         axis: Axis,
         sequence_parallel: bool,
+        keep_gathered: bool,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        whole = all_gather(x, axis, 1) if sequence_parallel else x
+        ctx.save_for_backward(whole if keep_gathered else x, weight)
         ctx.axis, ctx.sequence_parallel = axis, sequence_parallel
-        return F.linear(all_gather(x, axis, 1) if sequence_parallel else x, weight, bias)
+        ctx.again = sequence_parallel and not keep_gathered
+        return F.linear(whole, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -59,7 +63,7 @@ class _OverlappedColumn(Function):
         x, weight = ctx.saved_tensors
         axis, sequence_parallel = ctx.axis, ctx.sequence_parallel
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
-        again = all_gather(x, axis, 1, async_op=True) if sequence_parallel and of_weight else None
+        again = all_gather(x, axis, 1, async_op=True) if ctx.again and of_weight else None
         reducing = None
         if of_x:
             grad_x = grad @ weight
@@ -74,16 +78,21 @@ class _OverlappedColumn(Function):
             grad_weight = rows.t() @ whole.reshape(-1, whole.shape[-1])
         if of_bias:
             grad_bias = rows.sum(0)
-        return reducing and reducing.wait(), grad_weight, grad_bias, None, None
+        return reducing and reducing.wait(), grad_weight, grad_bias, None, None, None
 
 
 def column_parallel(
-    x: Tensor, weight: Tensor, bias: Tensor | None, axis: Axis, sequence_parallel: bool = False
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    axis: Axis,
+    sequence_parallel: bool = False,
+    keep_gathered: bool = False,
 ) -> Tensor:
     """X times this rank's columns of A: (batch, seq, in) -> (batch, seq, out/tp).
 
     `weight` (out/tp, in), `bias` (out/tp) or None. With `sequence_parallel`, `x` is
-    (batch, seq/tp, in).
+    (batch, seq/tp, in), gathered again in backward unless `keep_gathered`.
     """
     pieces = ["f", "all_reduce"]
     if sequence_parallel:
@@ -96,7 +105,9 @@ def column_parallel(
     if torch.is_autocast_enabled(x.device.type):  # which sees no products inside a backward
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    result: Tensor = _OverlappedColumn.apply(x, weight, bias, axis, sequence_parallel)
+    result: Tensor = _OverlappedColumn.apply(
+        x, weight, bias, axis, sequence_parallel, keep_gathered
+    )
     return result
 
 
@@ -116,8 +127,9 @@ class ColumnParallelLinear(nn.Module):
 
     `.weight` (out/tp, in) and `.bias` (out/tp) are this rank's rows of the torch.nn.Linear that the
     same random state would give. `gather_output=True` joins the parts to (batch, seq, out);
-    `sequence_parallel=True` takes X as (batch, seq/tp, in). Raises ValueError where `out_features`
-    does not divide by the axis' size, and for an X of another width.
+    `sequence_parallel=True` takes X as (batch, seq/tp, in), and gathers it again in backward unless
+    `keep_gathered`. Raises ValueError where `out_features` does not divide by the axis' size, and
+    for an X of another width.
     """
 
     def __init__(
@@ -128,11 +140,13 @@ class ColumnParallelLinear(nn.Module):
         bias: bool = True,
         gather_output: bool = False,
         sequence_parallel: bool = False,
+        keep_gathered: bool = False,
     ) -> None:
         super().__init__()
         divide(out_features, axis, "out_features")
         self.in_features, self.out_features, self.axis = in_features, out_features, axis
         self.gather_output, self.sequence_parallel = gather_output, sequence_parallel
+        self.keep_gathered = keep_gathered
         self._keep(nn.Linear(in_features, out_features, bias), blocks=1)
 
     def _keep(self, dense: nn.Linear, blocks: int) -> None:
@@ -158,7 +172,9 @@ class ColumnParallelLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         _expect(x, self.in_features)
-        y = column_parallel(x, self.weight, self.bias, self.axis, self.sequence_parallel)
+        y = column_parallel(
+            x, self.weight, self.bias, self.axis, self.sequence_parallel, self.keep_gathered
+        )
         return gather(y, self.axis) if self.gather_output else y
 
 

@@ -97,6 +97,10 @@ def check_split(config: GPTConfig, tp: int, dp: int, batch: int, microbatches: i
         raise ValueError(f"tp={tp}, dp={dp}, microbatches={microbatches}: each is at least 1")
     if config.num_heads % tp:
         raise ValueError(f"num_heads {config.num_heads} does not divide by tp={tp}")
+    if config.sequence_parallel and config.seq_length % tp:
+        raise ValueError(
+            f"with sequence_parallel, seq_length {config.seq_length} does not divide by tp={tp}"
+        )
     if batch < dp * microbatches:
         raise ValueError(
             f"batch={batch} is too small: dp={dp} x microbatches={microbatches} need "

@@ -25,8 +25,9 @@ from minimegatron.ranks.ledger import Ledger, ledger
 from minimegatron.ranks.mesh import Mesh, single
 from minimegatron.training import oracle
 from minimegatron.training.data import check_split, slice_of
-from minimegatron.training.optimizer import gradient_norm
-from minimegatron.training.report import BANDS, ParityReport
+from minimegatron.training.optimizer import gradient_norm, make_optimizer
+from minimegatron.training.precision import half_precision, unscale_gradients
+from minimegatron.training.report import ParityReport, bands_of
 
 NOISE = 0.05
 LR = 1e-3
@@ -98,8 +99,7 @@ def parity(
     batch, microbatches = options["batch"], options["microbatches"]
     batch = 2 * dp * microbatches if batch is None else batch
     check_split(config, tp, dp, batch, microbatches)
-    if dtype not in BANDS:
-        raise ValueError(f"dtype={dtype}: parity has bands for {', '.join(map(str, BANDS))}")
+    bands = bands_of(dtype, config.num_layers)
     if steps < 1:
         raise ValueError(f"steps={steps}: at least one step is needed")
     seed = options["seed"]
@@ -111,7 +111,7 @@ def parity(
 
     count = f"{steps} step" + ("s" if steps > 1 else "")
     title = f"parity tp={tp} dp={dp}, {str(dtype).removeprefix('torch.')}, {count}"
-    report = ParityReport(title, BANDS[dtype], [rank.ledger for rank in free])
+    report = ParityReport(title, bands, [rank.ledger for rank in free])
     masks = None
     if config.dropout > 0:
         masks = [_whole_masks(free, step, config, report) for step in range(steps)]
@@ -192,10 +192,15 @@ def _batch(config: GPTConfig, size: int, seed: int, tp: int) -> Batch:
 
 def _train_on_rank(mesh: Mesh, run: Run) -> RankRun:
     """Trains this rank's part and brings back everything that can be compared."""
-    torch.set_default_dtype(run.dtype)
+    half = run.dtype.itemsize < 4
+    torch.set_default_dtype(torch.float32 if half else run.dtype)
     model = GPT(run.config, mesh)
     model.load_full_state_dict(run.start)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
+    if half:
+        half_precision(model, run.dtype)
+    optimizer = make_optimizer(model, LR, betas=(0.9, 0.999))
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.01  # on everything, as the oracle's AdamW(lr) does
     outputs: list[Tensor] = []
     model.register_forward_hook(lambda module, inputs, out: outputs.append(out.detach()))
     result = RankRun(mesh.dp.rank, mesh.tp.rank, [], Ledger())
@@ -208,8 +213,11 @@ def _train_on_rank(mesh: Mesh, run: Run) -> RankRun:
         model.streams.record = []
         with ledger() as log:
             optimizer.zero_grad()
-            loss = accumulate_gradients(model, [(mine[0][part], mine[1][part]) for part in parts])
+            scale = 2.0**10 if run.dtype == torch.float16 else 1.0  # exact; fp16 needs it
+            microbatches = [(mine[0][part], mine[1][part]) for part in parts]
+            loss = accumulate_gradients(model, microbatches, scale)
             finish_gradients(model)
+            unscale_gradients(model, scale)
             norm = gradient_norm(model)
             optimizer.step()
         if i == 0:
@@ -253,7 +261,8 @@ def _whole_masks(ranks: list[RankRun], step: int, config: GPTConfig, report: Par
         for site, first in group[0].steps[step].masks.items():
             masks = [rank.steps[step].masks[site] for rank in group]
             equal = [torch.equal(first, other) for other in masks[1:]]
-            split = site.endswith(".weights")  # of attention: each rank has other heads
+            # Of attention each rank has other heads, with sequence parallelism other tokens.
+            split = site.endswith(".weights") or config.sequence_parallel
             right = not any(equal) if split else all(equal)
             report.note("masks", site, 0.0 if right else float("inf"))
             whole.setdefault(site, []).append(torch.cat(masks, dim=1) if split else first)

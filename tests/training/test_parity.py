@@ -295,7 +295,6 @@ def test_bugs_11_and_12_wrong_dropout_streams_are_caught():
         ({"schedule": "1f1b"}, "schedule='1f1b' is not built yet"),
         ({"zero": 1}, "zero=1 is not built yet"),
         ({"chunks": 2}, "chunks=2 is not built yet"),
-        ({"sequence_parallel": True}, "not built yet"),
         ({"recompute": "full"}, "not built yet"),
         ({"layer_norm": "middle"}, "layer_norm='middle'"),
     ],
