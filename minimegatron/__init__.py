@@ -27,6 +27,7 @@ _HOME = {
         "barrier",
     ],
     "minimegatron.ranks.ledger": ["ledger", "phase", "Ledger", "Record"],
+    "minimegatron.ranks.timing": ["span", "slow_network"],
     "minimegatron.tensor_parallel.operators": [
         "f",
         "g",

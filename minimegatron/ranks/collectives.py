@@ -11,6 +11,7 @@ Beyond a megabyte gloo's ring moves fewer bytes and wins. See pitfalls of gloo i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Literal, overload
 
@@ -19,8 +20,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ReduceOp
 
-from minimegatron.ranks.ledger import collective, waiting
+from minimegatron.ranks.ledger import collective, stamp_arrival, waiting
 from minimegatron.ranks.mesh import Axis
+from minimegatron.ranks.timing import arrival
 
 # Above this many bytes gloo's ring is as fast as pairwise exchange (`minimegatron bench`).
 PAIRWISE_LIMIT = 1 << 20
@@ -53,14 +55,23 @@ def _run(
     op: str, axis: Axis, size: int, start: Callable[[], Callable[[], Tensor]], later: bool
 ) -> Any:
     """Record the collective, start it, and finish it now or when the handle is waited for."""
-    with collective(op, axis.name, axis.ranks, size):
-        finish = start()
+    with collective(op, axis.name, axis.ranks, size, later=later) as mark:
+        due, finish = arrival(op, size, axis.size), start()
+
+        def finish_in_time() -> Tensor:
+            result = finish()
+            if due:
+                time.sleep(max(0.0, due - time.perf_counter()))
+            return result
+
         if not later:
-            return finish()
+            return finish_in_time()
 
     def finish_recorded() -> Tensor:
-        with waiting(op, axis.name, axis.ranks, size):
-            return finish()
+        with waiting(op, axis.name, axis.ranks, size, mark):
+            if due and due < time.perf_counter():
+                mark("done", due)
+            return finish_in_time()
 
     return Handle(finish_recorded)
 
@@ -128,7 +139,7 @@ def all_reduce(
         else:
             total = mine if inplace or mine.device != x.device else mine.clone()
             work = dist.all_reduce(total, _OPS[op], axis.group, async_op=True)
-            finish = _after(work, lambda: total)
+            finish = _after(work, axis, lambda: total)
 
         def hand_over() -> Tensor:
             total = finish()
@@ -141,7 +152,10 @@ def all_reduce(
     return _run("all_reduce", axis, _size(x), start, async_op)
 
 
-def _after(work: Any, result: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def _after(work: Any, axis: Axis, result: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    if dist.get_backend(axis.group) == "gloo":
+        stamp_arrival(work)
+
     def finish() -> Tensor:
         work.wait()
         return result()
@@ -192,7 +206,7 @@ def all_gather(x: Tensor, axis: Axis, dim: int = 0, *, async_op: bool = False) -
         mine = _staged(x, axis)
         parts = [torch.empty_like(mine) for _ in axis.ranks]
         work = dist.all_gather(parts, mine, axis.group, async_op=True)
-        return _after(work, lambda: torch.cat(parts, dim).to(x.device))
+        return _after(work, axis, lambda: torch.cat(parts, dim).to(x.device))
 
     return _run("all_gather", axis, _size(x) * axis.size, start, async_op)
 
@@ -211,7 +225,7 @@ def reduce_scatter(x: Tensor, axis: Axis, dim: int = 0, *, async_op: bool = Fals
         parts = [part.contiguous() for part in _staged(x, axis).chunk(axis.size, dim)]
         mine = torch.empty_like(parts[0])
         work = dist.reduce_scatter(mine, parts, group=axis.group, async_op=True)
-        return _after(work, lambda: mine.to(x.device))
+        return _after(work, axis, lambda: mine.to(x.device))
 
     return _run("reduce_scatter", axis, _size(x), start, async_op)
 
@@ -227,7 +241,7 @@ def broadcast(x: Tensor, axis: Axis, source: int = 0) -> Tensor:
         mine = _staged(x, axis)
         value = mine if mine.device != x.device else mine.clone()
         work = dist.broadcast(value, axis.ranks[source], axis.group, async_op=True)
-        return _after(work, lambda: value.to(x.device))
+        return _after(work, axis, lambda: value.to(x.device))
 
     result: Tensor = _run("broadcast", axis, _size(x), start, False)
     return result
@@ -247,7 +261,7 @@ def all_to_all(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
         mine = torch.stack(_staged(x, axis).chunk(axis.size, dim))
         theirs = torch.empty_like(mine)
         work = dist.all_to_all_single(theirs, mine, group=axis.group, async_op=True)
-        return _after(work, lambda: torch.cat(theirs.unbind(0), dim).to(x.device))
+        return _after(work, axis, lambda: torch.cat(theirs.unbind(0), dim).to(x.device))
 
     result: Tensor = _run("all_to_all", axis, _size(x), start, False)
     return result

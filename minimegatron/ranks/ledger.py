@@ -4,14 +4,18 @@ The paper counts its communication in words (section 3: "two all-reduces in the 
 two in the backward path" of a layer). Here the count is measured: each collective of the package,
 and each direct call of torch.distributed in a cell, passes through `collective` below. Bytes are
 those of the logical tensor, as nccl-tests counts; wire bytes are what one rank of a ring sends.
+Times are the host's: on a GPU they say when work was asked for, not when it ran.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -32,9 +36,14 @@ def ring_bytes(op: str, size: float, n: int) -> float:
     return share.get(op, 1.0) * size
 
 
-@dataclass(frozen=True)
+@dataclass
 class Record:
-    """One collective as one rank saw it: `axis` is its name, `size` the ranks along it."""
+    """One collective as one rank saw it: `axis` is its name, `size` the ranks along it.
+
+    Seconds since the ledger opened: `posted` when it was started, `waited` when the rank began to
+    stand still for it (at once, unless `async_op`), `done` when its result was there. None until
+    then. Times take no part in a comparison.
+    """
 
     op: str
     axis: str
@@ -43,13 +52,31 @@ class Record:
     bytes: int
     wire_bytes: float
     line: str
+    posted: float = field(default=0.0, compare=False, repr=False)
+    waited: float | None = field(default=None, compare=False, repr=False)
+    done: float | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Work that `mm.span` named, from `begin` to `end`, in seconds since the ledger opened."""
+
+    name: str
+    phase: str
+    begin: float
+    end: float
 
 
 @dataclass
 class Ledger:
-    """The records of one rank between `with mm.ledger() as log:` and the end of the block."""
+    """The records of one rank between `with mm.ledger() as log:` and the end of the block.
+
+    `opened` is in seconds of the machine's clock, the same for all ranks of one machine.
+    """
 
     records: list[Record] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list, compare=False)
+    opened: float = field(default_factory=time.perf_counter, compare=False)
 
     def select(
         self, op: str | None = None, axis: str | None = None, phase: str | None = None
@@ -79,6 +106,20 @@ class Ledger:
         """Bytes a ring would send from this rank, whatever algorithm ran."""
         return sum(r.wire_bytes for r in self.select(op, axis, phase))
 
+    def hidden(self, **which: str) -> float:
+        """The share of the time with messages under way in which the rank did not stand waiting.
+
+        0 where every message was waited for at once, or none was sent; 1 where each had come before
+        it was waited for. A message that nobody has waited for does not count; `which` as above.
+        """
+        under_way = standing = reached = 0.0
+        for r in sorted(self.select(**which), key=lambda r: r.posted):
+            if r.waited is not None and r.done is not None:
+                under_way += max(0.0, r.done - max(r.posted, reached))
+                standing += max(0.0, r.done - max(r.waited, reached))
+                reached = max(reached, r.done)
+        return 1 - standing / under_way if under_way else 0.0
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -95,6 +136,9 @@ class Ledger:
         return "\n".join(lines or ["nothing was sent"])
 
 
+Mark = Callable[..., None]  # mark("waited"), mark("done", at=...): stamps a record, once
+
+
 class Trace:
     """What one process remembers about its collectives: the open ledgers and the shared board."""
 
@@ -102,6 +146,9 @@ class Trace:
         self.ledgers: list[Ledger] = []
         self.phase: str | None = None
         self.depth = 0
+        self.mark: Mark | None = None  # of the collective that is being started
+        self.network: Callable[[str, int, int], float] | None = None  # see timing.slow_network
+        self.network_free = 0.0
         self.board: Board | None = None
         # Per group: how many collectives, and a checksum of their names in order.
         self.counts: dict[tuple[int, ...], tuple[int, int]] = {}
@@ -112,6 +159,7 @@ class Trace:
         """Forget the last call."""
         self.ledgers.clear()
         self.phase, self.depth, self.received = None, 0, 0
+        self.mark, self.network = None, None
         self.counts.clear()
         self.sent.clear()
 
@@ -153,41 +201,69 @@ def ledger() -> Iterator[Ledger]:
         TRACE.ledgers[:] = [other for other in TRACE.ledgers if other is not log]
 
 
+def _stamp(entries: list[tuple[Ledger, Record]], moment: str, at: float | None = None) -> None:
+    now = time.perf_counter() if at is None else at
+    for log, record in entries:
+        if getattr(record, moment) is None:
+            setattr(record, moment, now - log.opened)
+
+
+def stamp_arrival(work: Any) -> None:
+    """gloo works in a thread of its own; note when the collective that is being started is done."""
+    if TRACE.mark is None or TRACE.network is not None:
+        return
+    with contextlib.suppress(RuntimeError):  # a reduce-scatter cannot tell
+        work.get_future().add_done_callback(partial(lambda mark, _: mark("done"), TRACE.mark))
+
+
 @contextlib.contextmanager
 def collective(
-    op: str, axis: str, ranks: list[int], size: int, *, peer: int | None = None
-) -> Iterator[None]:
+    op: str, axis: str, ranks: list[int], size: int, *, peer: int | None = None, later: bool = False
+) -> Iterator[Mark]:
     """Around every collective: records it once (what it calls inside is not counted again).
 
     `ranks` are the global ranks that take part, `size` the bytes of the logical tensor, `peer` the
-    global rank at the other end of a message.
+    global rank at the other end of a message. `later`: it is only started here, and `waiting` takes
+    the mark that this yields.
     """
+    entries: list[tuple[Ledger, Record]] = []
+    mark = partial(_stamp, entries)
     if TRACE.depth:
-        yield
+        yield mark
         return
     line = place.here() if TRACE.board or TRACE.ledgers else ""
     if op == "recv":  # a message is counted once, at its sender
         TRACE.received += 1
     else:
         wire = ring_bytes(op, size, len(ranks))
-        record = Record(op, axis, len(ranks), current_phase(), size, wire, line)
+        now = time.perf_counter()
         for log in TRACE.ledgers:
+            posted = now - log.opened
+            waited = None if later else posted
+            record = Record(op, axis, len(ranks), current_phase(), size, wire, line, posted, waited)
             log.records.append(record)
+            entries.append((log, record))
         if peer is not None:
             TRACE.sent[peer] = TRACE.sent.get(peer, 0) + 1
         else:
             n, checksum = TRACE.counts.get(tuple(ranks), (0, 0))
             TRACE.counts[tuple(ranks)] = (n + 1, zlib.crc32(op.encode(), checksum))
+    TRACE.mark = mark if entries else None
     with _inside(op, axis, line, ranks, peer, size, new=True):
-        yield
+        yield mark
+    TRACE.mark = None
+    if not later:
+        mark("done")
 
 
 @contextlib.contextmanager
-def waiting(op: str, axis: str, ranks: list[int], size: int) -> Iterator[None]:
+def waiting(op: str, axis: str, ranks: list[int], size: int, mark: Mark) -> Iterator[None]:
     """Around the wait for a collective that was started, and recorded, before."""
     line = place.here() if TRACE.board else ""
+    mark("waited")
     with _inside(op, axis, line, ranks, None, size, new=False):
         yield
+    mark("done")
 
 
 @contextlib.contextmanager

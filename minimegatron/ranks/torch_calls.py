@@ -74,7 +74,8 @@ def _wrap(name: str, original: Callable[..., Any], axis_of: Callable[[Any], str]
         if len(ranks) == 1:  # nothing is sent
             return original(*args, **kwargs)
         size = _size(given.get(tensor)) if tensor else 0
-        with collective(op, axis_of(group), ranks, size, peer=peer):
+        later = bool(given.get("async_op")) or name in ("isend", "irecv")
+        with collective(op, axis_of(group), ranks, size, peer=peer, later=later):
             return original(*args, **kwargs)
 
     return call
