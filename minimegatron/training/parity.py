@@ -99,7 +99,7 @@ def parity(
     batch, microbatches = options["batch"], options["microbatches"]
     batch = 2 * dp * microbatches if batch is None else batch
     check_split(config, tp, dp, batch, microbatches)
-    bands = bands_of(dtype, config.num_layers)
+    bands = bands_of(dtype, config.num_layers, steps * LR / NOISE)
     if steps < 1:
         raise ValueError(f"steps={steps}: at least one step is needed")
     seed = options["seed"]
@@ -136,6 +136,9 @@ def parity(
         for rank in free:
             found = rank.steps[i].parameters
             report.compare("parameters", found, step.parameters, partly=rank.tp_rank > 0)
+            if "updates" in bands:
+                off = _distance(found, step.parameters) / _distance(start, step.parameters)
+                report.note("updates", "", off)
     return report
 
 
@@ -274,6 +277,11 @@ def _whole_masks(ranks: list[RankRun], step: int, config: GPTConfig, report: Par
             report.note("masks", f"{site} (never drawn)", float("inf"))
             joined[site] = torch.full((1,), 1 - config.dropout, dtype=torch.float64)
     return joined
+
+
+def _distance(a: State, b: State) -> float:
+    """The Euclidean length of a - b, over the tensors that `a` holds."""
+    return float(torch.stack([(a[n].double() - b[n]).norm() for n in a]).norm())
 
 
 def _compare_step(

@@ -36,6 +36,40 @@ BANDS: dict[torch.dtype, dict[str, float]] = {
         "parameters": 2e-3,
     },
 }
+
+
+def bands_of(dtype: torch.dtype, num_layers: int, largest_step: float = 0.0) -> dict[str, float]:
+    """The bands of a model of so many layers; AdamW moved no parameter by more than `largest_step`.
+
+    Half precision: u, the unit roundoff, is half a digit in the last place: 2**-8 in bf16, 2**-11
+    in fp16. Forward, a number is rounded some 16 times in series a layer (norm, QKV, scores,
+    softmax, context, output, sum over tp, bias, residual; norm, up, GeLU, down, sum, bias,
+    residual) and 4 times outside. R independent roundings of at most u add up as a random walk,
+    to u sqrt(R); the worst of thousands of numbers is taken as three times that. Backward has
+    two products for one: 3 R in all for a gradient. A norm averages the worst away, and the loss,
+    a mean over tokens in float32, nearly everything. Where a gradient is smaller than its rounding,
+    AdamW may go the wrong way at full speed: that bounds the parameters, whose typical error
+    `updates` judges: the length of the difference against that of the way, which an optimizer
+    that stands still gets wrong by 1.
+
+    Raises ValueError for a dtype without bands.
+    """
+    if dtype in BANDS:
+        return BANDS[dtype]
+    if dtype not in (torch.float16, torch.bfloat16):
+        known = (*BANDS, torch.bfloat16, torch.float16)
+        raise ValueError(f"dtype={dtype}: parity has bands for {', '.join(map(str, known))}")
+    u, roundings = torch.finfo(dtype).eps / 2, 16 * num_layers + 4
+    return {
+        "loss": u,
+        "logits": 3 * u * math.sqrt(roundings),
+        "gradients": 3 * u * math.sqrt(3 * roundings),
+        "grad_norm": u * math.sqrt(roundings),
+        "parameters": u + 2 * largest_step,
+        "updates": 0.5,
+    }
+
+
 LABELS = {"grad_norm": "gradient norm", "masks": "dropout masks"}
 
 
