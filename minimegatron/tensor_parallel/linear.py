@@ -6,7 +6,8 @@ columns of X and makes a partial sum of all of Y. A column layer feeding a row l
 the first and g after the second, and nothing in between. torch stores A transposed: a column split
 is dim 0 of `.weight`, a row split is dim 1. Megatron-LM:
 `megatron/core/tensor_parallel/layers.py`, classes of the same names, and
-`linear_with_grad_accumulation_and_async_allreduce` for the overlap in the column layer's backward.
+`linear_with_grad_accumulation_and_async_allreduce` for the overlap in the column layer's backward;
+the row layer's `chunks` hide its all-reduce part by part, as `--tp-comm-overlap` does.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from minimegatron.ranks.collectives import all_gather, all_reduce, reduce_scatter
+from minimegatron.ranks.collectives import Handle, all_gather, all_reduce, reduce_scatter
 from minimegatron.ranks.mesh import Axis
+from minimegatron.ranks.timing import span
 from minimegatron.ranks.using import replaced
 from minimegatron.tensor_parallel.operators import (
     f,
@@ -66,7 +68,8 @@ class _OverlappedColumn(Function):
         again = all_gather(x, axis, 1, async_op=True) if ctx.again and of_weight else None
         reducing = None
         if of_x:
-            grad_x = grad @ weight
+            with span("input gradient"):
+                grad_x = grad @ weight
             if sequence_parallel:
                 reducing = reduce_scatter(grad_x, axis, 1, async_op=True)
             else:
@@ -75,7 +78,8 @@ class _OverlappedColumn(Function):
         grad_weight = grad_bias = None
         if of_weight:
             whole = again.wait() if again is not None else x
-            grad_weight = rows.t() @ whole.reshape(-1, whole.shape[-1])
+            with span("weight gradient"):
+                grad_weight = rows.t() @ whole.reshape(-1, whole.shape[-1])
         if of_bias:
             grad_bias = rows.sum(0)
         return reducing and reducing.wait(), grad_weight, grad_bias, None, None, None
@@ -109,6 +113,30 @@ def column_parallel(
         x, weight, bias, axis, sequence_parallel, keep_gathered
     )
     return result
+
+
+class _Arrived(Function):
+    """g's sum of x's, started before: the result that `handle` brings; identity backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, handle: Handle) -> Tensor:
+        return handle.wait()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def _in_chunks(x: Tensor, weight: Tensor, axis: Axis, chunks: int) -> Tensor:
+    """g(F.linear(x, weight)), a part of the sequence travelling while the next is multiplied."""
+    if x.shape[-2] % chunks:
+        raise ValueError(f"a sequence of {x.shape[-2]} does not divide by chunks={chunks}")
+    started = []
+    for part in x.chunk(chunks, -2):
+        with span("product"):
+            y = F.linear(part, weight)
+        started.append((y, all_reduce(y, axis, async_op=True)))
+    return torch.cat([_Arrived.apply(y, handle) for y, handle in started], -2)
 
 
 def _shard(dense: Tensor, axis: Axis, dim: int, blocks: int = 1) -> nn.Parameter:
@@ -184,8 +212,9 @@ class RowParallelLinear(nn.Module):
     `.weight` (out, in/tp) is this rank's columns of the torch.nn.Linear that the same random state
     would give; `.bias` (out) is whole on every rank and added once, after the sum.
     `input_is_parallel=False` takes X whole and splits it; `sequence_parallel=True` leaves Y as
-    (batch, seq/tp, out), and the bias' gradient a partial sum. Raises ValueError where
-    `in_features` does not divide by the axis' size, and for an X of another width.
+    (batch, seq/tp, out), and the bias' gradient a partial sum. `chunks=k` sums k parts of the
+    sequence one by one, each under the next one's product. Raises ValueError where `in_features`
+    does not divide by the axis' size or the sequence by `chunks`, and for an X of another width.
     """
 
     def __init__(
@@ -196,11 +225,18 @@ class RowParallelLinear(nn.Module):
         bias: bool = True,
         input_is_parallel: bool = True,
         sequence_parallel: bool = False,
+        chunks: int = 1,
     ) -> None:
         super().__init__()
         divide(in_features, axis, "in_features")
+        if chunks < 1 or (chunks > 1 and sequence_parallel):
+            raise ValueError(
+                f"chunks={chunks}: 1 or more, and 1 with sequence_parallel, where each rank keeps "
+                "one part of the whole sequence"
+            )
         self.in_features, self.out_features, self.axis = in_features, out_features, axis
         self.input_is_parallel, self.sequence_parallel = input_is_parallel, sequence_parallel
+        self.chunks = chunks
         self._keep(nn.Linear(in_features, out_features, bias))
 
     def _keep(self, dense: nn.Linear) -> None:
@@ -226,9 +262,10 @@ class RowParallelLinear(nn.Module):
         else:
             _expect(x, self.in_features)
             part = scatter(x, self.axis)
-        partial_sum = F.linear(part, self.weight)
-        if self.sequence_parallel:
-            y = sequence_reduce_scatter(partial_sum, self.axis)
+        if self.chunks > 1 and not (replaced("g") or replaced("all_reduce")):
+            y = _in_chunks(part, self.weight, self.axis, self.chunks)
+        elif self.sequence_parallel:
+            y = sequence_reduce_scatter(F.linear(part, self.weight), self.axis)
         else:
-            y = g(partial_sum, self.axis)
+            y = g(F.linear(part, self.weight), self.axis)
         return y if self.bias is None else y + self.bias
