@@ -60,15 +60,22 @@ def gradient_weight(tokens: int | Tensor, axis: Axis, device: torch.device) -> T
     return torch.where(total > 0, mine / total.clamp(min=1), 1 / axis.size)
 
 
-def gradient_kind(p: Parameter) -> tuple[torch.dtype, torch.device]:
-    """The dtype and device of the parameter's gradient: a half parameter may have an fp32 one."""
-    return getattr(p, "grad_dtype", None) or p.dtype, p.device
+def _kind(p: Parameter) -> tuple[torch.dtype, torch.device, torch.dtype]:
+    """The gradient's dtype and device, then the parameter's own dtype, which may be narrower."""
+    return p.grad_dtype or p.dtype, p.device, p.dtype
 
 
-def make_room(flat: Tensor) -> None:
-    """Gives a flat buffer its memory (back); its views see it again, with arbitrary values."""
-    if not flat.untyped_storage().size():
+def free(flat: Tensor) -> None:
+    """Takes a flat buffer's memory from it and from its views; they keep their shapes."""
+    flat.untyped_storage().resize_(0)
+
+
+def make_room(flat: Tensor) -> bool:
+    """Gives a freed buffer memory again, with arbitrary values; whether it had none."""
+    freed = flat.untyped_storage().size() == 0
+    if freed:
         flat.untyped_storage().resize_(flat.numel() * flat.itemsize)
+    return freed
 
 
 def in_buckets(parameters: Sequence[Parameter], bucket_bytes: int) -> list[list[Parameter]]:
@@ -76,10 +83,9 @@ def in_buckets(parameters: Sequence[Parameter], bucket_bytes: int) -> list[list[
     groups: list[list[Parameter]] = []
     size = bucket_bytes  # "full": the first parameter opens a bucket
     for p in reversed(parameters):
-        bytes_of_p = p.numel() * gradient_kind(p)[0].itemsize
+        bytes_of_p = p.numel() * _kind(p)[0].itemsize
         full = size > 0 and size + bytes_of_p > bucket_bytes
-        kinds = {(q.dtype, *gradient_kind(q)) for q in (p, *(groups[-1][:1] if groups else ()))}
-        if not groups or full or len(kinds) > 1:
+        if not groups or full or _kind(p) != _kind(groups[-1][0]):
             groups.append([])
             size = 0
         groups[-1].append(p)
@@ -118,12 +124,7 @@ class GradientBuckets:
         self.sharing_stage = sharing_stage
         self.reducer: Reducer | None = None
         self.groups = in_buckets(self.parameters, bucket_bytes) if groups is None else groups
-        self.buffers = [
-            torch.zeros(-(-sum(p.numel() for p in group) // parts) * parts, dtype=dtype, device=at)
-            for parts in [axis.size if sharing_stage else 1]
-            for group in self.groups
-            for dtype, at in [gradient_kind(group[0])]
-        ]
+        self.buffers = [self._buffer(group) for group in self.groups]
         self.views: dict[Parameter, Tensor] = {}
         self.bucket_of: dict[Parameter, int] = {}
         for index, (group, buffer) in enumerate(zip(self.groups, self.buffers, strict=True)):
@@ -133,13 +134,19 @@ class GradientBuckets:
         self.reduced_tokens: int | Tensor | None = None
         self.start()
 
+    def _buffer(self, group: list[Parameter]) -> Tensor:
+        parts = self.axis.size if self.sharing_stage else 1
+        dtype, device, _ = _kind(group[0])
+        size = -(-sum(p.numel() for p in group) // parts) * parts
+        return torch.zeros(size, dtype=dtype, device=device)
+
     def fits(self, parameters: Sequence[Parameter], axis: Axis) -> bool:
         """Whether these are still the parameters (not frozen, moved or cast since)."""
         return (
             axis is self.axis
             and len(parameters) == len(self.parameters)
             and all(p is q for p, q in zip(parameters, self.parameters, strict=True))
-            and all(gradient_kind(p) == (v.dtype, v.device) for p, v in self.views.items())
+            and all(_kind(p)[:2] == (v.dtype, v.device) for p, v in self.views.items())
         )
 
     def start(self) -> None:

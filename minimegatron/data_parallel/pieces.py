@@ -35,6 +35,10 @@ class Piece:
 
 
 def pieces(model: nn.Module) -> list[Piece]:
-    """The pieces of this rank, in the order of the parameters; frozen ones have none."""
+    """The pieces of this rank, in an order that all ranks of tp share; frozen ones have none."""
+    zero = getattr(model, "zero", None)
+    if zero is not None:
+        found: list[Piece] = zero.pieces()
+        return found
     named = model.named_parameters()  # tied parameters come once
     return [Piece(name, p, p.detach()) for name, p in named if p.requires_grad]
