@@ -36,7 +36,9 @@ class Board:
     """The part of one rank. `rank` writes (`enter`, `leave`, `at`), the parent reads."""
 
     def __init__(self, path: Path, rank: int) -> None:
-        self._part = np.memmap(path, _PART, "r+")[rank]
+        table = np.asarray(np.memmap(path, _PART, "r+"))
+        # A view of each field, made once: numpy takes its time to find one.
+        self._part = {name: table[name][rank : rank + 1] for name in table.dtype.names or ()}
 
     @staticmethod
     def create(path: Path, world_size: int) -> list[Board]:
@@ -46,12 +48,12 @@ class Board:
         return [Board(path, rank) for rank in range(world_size)]
 
     def _moved(self, inside: bool) -> None:
-        self._part["progress"] += 1
-        self._part["inside"] = inside
+        self._part["progress"][0] += 1
+        self._part["inside"][0] = inside
 
     def restart(self, line: str) -> None:
         """A new call begins."""
-        self._part["entered"] = 0
+        self._part["entered"][0] = 0
         self.at(line)
         self._moved(inside=False)
 
@@ -62,10 +64,10 @@ class Board:
         """The rank begins a collective; or, not `new`, it waits for one begun before."""
         members = ",".join(map(str, ranks))
         entry = f"{op}|{axis}|{size}|{'' if peer is None else peer}|{line}|{members}".encode()
-        self._part["now"] = entry
+        self._part["now"][0] = entry
         if new:
-            self._part["calls"][self.entered % KEPT] = entry
-            self._part["entered"] += 1
+            self._part["calls"][0, self.entered % KEPT] = entry
+            self._part["entered"][0] += 1
         self._moved(inside=True)
 
     def leave(self) -> None:
@@ -74,22 +76,22 @@ class Board:
 
     def at(self, line: str) -> None:
         """The last known line of the rank, which is not in a collective."""
-        self._part["line"] = line.encode()
+        self._part["line"][0] = line.encode()
 
-    line = property(lambda self: _text(self._part["line"]), doc='The last known line, "" at first.')
-    progress = property(lambda self: int(self._part["progress"]), doc="Grows with each collective.")
-    entered = property(lambda self: int(self._part["entered"]), doc="Collectives of this call.")
-    inside = property(lambda self: bool(self._part["inside"]), doc="Whether it is in one now.")
+    line = property(lambda self: _text(self._part["line"][0]), doc="Last known line, or nothing.")
+    progress = property(lambda self: int(self._part["progress"][0]), doc="Grows as it moves.")
+    entered = property(lambda self: int(self._part["entered"][0]), doc="Collectives of this call.")
+    inside = property(lambda self: bool(self._part["inside"][0]), doc="Whether it is in one now.")
 
     @property
     def now(self) -> Call | None:
         """The collective the rank is in; None while it computes."""
-        return _call(self._part["now"]) if self.inside else None
+        return _call(self._part["now"][0]) if self.inside else None
 
     def calls(self) -> list[Call]:
         """The collectives of this call, oldest first; the last KEPT of them."""
         numbers = range(max(0, self.entered - KEPT), self.entered)
-        return [_call(self._part["calls"][n % KEPT]) for n in numbers]
+        return [_call(self._part["calls"][0, n % KEPT]) for n in numbers]
 
 
 def _text(entry: bytes) -> str:
