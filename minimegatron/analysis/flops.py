@@ -60,7 +60,8 @@ def hardware_flops_per_token(config: GPTConfig) -> int:
     """Model FLOPs, and the forward that `config.recompute` runs again in backward.
 
     "full": every layer's matrices and scores, 96 BsLh^2 (1 + s/6h + V/16Lh) a batch;
-    "selective": the scores and their product with V, a third of the scores' model FLOPs.
+    "selective": the scores and their product with V, a third of the scores' model FLOPs, so
+    72 BLsh^2 (1 + 2s/9h + V/12hL). (arXiv:2205.05198 prints s/3h: NVIDIA/Megatron-LM#523.)
     """
     h, layers = config.hidden_size, config.num_layers
     scores = 4 * layers * config.seq_length * h

@@ -1,4 +1,4 @@
-"""The command line: `minimegatron doctor | demo | train | experiment | bench`.
+"""The command line: `minimegatron doctor | demo | train | experiment | tables | bench`.
 
 This file only declares the commands. Each imports its body, a file beside this one, when it is
 called, so that `minimegatron --help` does not wait for torch.
@@ -81,6 +81,16 @@ def experiment(
     from minimegatron.cli.experiment import run
 
     raise typer.Exit(run(name, out))
+
+
+@app.command()
+def tables(
+    name: Annotated[str | None, typer.Argument(help="Left out: all of them.")] = None,
+) -> None:
+    """Published figures of the papers beside what the course's formulas give."""
+    from minimegatron.cli.tables import run
+
+    raise typer.Exit(run(name))
 
 
 @app.command()

@@ -28,6 +28,7 @@ from minimegatron.figures.predict import compare_prediction, predicted_and_measu
 from minimegatron.figures.processes import mesh, notebook_and_ranks
 from minimegatron.figures.ring import ring_all_reduce
 from minimegatron.figures.sequence import open_all_reduce, sequence_regions
+from minimegatron.figures.tables import published_table
 from minimegatron.figures.timeline import bucket_timeline
 from minimegatron.figures.vocabulary import (
     embedding_rows,
@@ -67,6 +68,7 @@ __all__ = [
     "open_all_reduce",
     "pairwise_all_reduce",
     "predicted_and_measured",
+    "published_table",
     "qkv_rows",
     "ring_all_reduce",
     "row_bias",
