@@ -69,7 +69,7 @@ def use(using: Mapping[str, Any] | None) -> Iterator[None]:
     undo: list[tuple[dict[str, Any], str, Any]] = []
     pieces = check(using)
     if pieces:  # a module imported inside the block would keep the piece for ever
-        for module in mm._HOME:
+        for module in set(mm._MODULE_OF.values()):
             import_module(module)
     try:
         for name, piece in pieces.items():
