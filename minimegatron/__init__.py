@@ -34,7 +34,7 @@ _HOME = {
     "accumulate_gradients sum_partial_gradients finish_gradients",
     "data_parallel.hierarchical": "split_axis hierarchical_all_reduce reduce_by_nodes",
     "data_parallel.compression": "compress_gradients",
-    "data_parallel.zero": "['Zero']",
+    "data_parallel.zero": "Zero",
     "analysis.flops": "parameter_count flops_per_token",
     "training.text": "default_text read_text",
     "training.data": "Corpus make_corpus",
