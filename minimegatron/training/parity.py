@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from minimegatron.data_parallel.gradients import accumulate_gradients, finish_gradients
+from minimegatron.data_parallel.zero import Zero, check_zero
 from minimegatron.models.config import GPTConfig
 from minimegatron.models.gpt import GPT
 from minimegatron.ranks.launch import launch
@@ -33,8 +34,8 @@ NOISE = 0.05
 LR = 1e-3
 CONFIG_FIELDS = tuple(field.name for field in dataclasses.fields(GPTConfig))
 # Names that design and later issues give a meaning to; only the value shown works today.
-NOT_BUILT = {"schedule": None, "chunks": 1, "zero": 0}
-OPTIONS = ("batch", "microbatches", "using", "timeout", "seed")
+NOT_BUILT = {"schedule": None, "chunks": 1}
+OPTIONS = ("batch", "microbatches", "zero", "using", "timeout", "seed")
 
 State = dict[str, Tensor]
 Batch = tuple[Tensor, Tensor]
@@ -49,6 +50,7 @@ class Run:
     start: State
     batches: list[Batch]
     microbatches: int
+    zero: int
     states: list[State] | None = None
 
 
@@ -88,7 +90,8 @@ def parity(
 
     Features are fields of GPTConfig (they override `config`) and: `batch`, the global number of
     sequences (default 2 per rank and micro-batch; any number that gives each one at least one);
-    `microbatches`; `using`, pieces in place of the package's; `timeout` in seconds; `seed`.
+    `microbatches`; `zero`, the stage of ZeRO over dp; `using`, pieces in place of the package's;
+    `timeout` in seconds; `seed`.
 
     float64: a free run, all compared at every step. float32: loss, logits and gradients one step
     from the oracle's state, parameters after a free run (AdamW amplifies rounding). Raises
@@ -96,7 +99,7 @@ def parity(
     RankError when a rank fails.
     """
     config, options = _split_features(config, pp, features)
-    batch, microbatches = options["batch"], options["microbatches"]
+    batch, microbatches, zero = options["batch"], options["microbatches"], options["zero"]
     batch = 2 * dp * microbatches if batch is None else batch
     check_split(config, tp, dp, batch, microbatches)
     bands = bands_of(dtype, config.num_layers, steps * LR / NOISE)
@@ -105,12 +108,13 @@ def parity(
     seed = options["seed"]
     start = _noisy_state(config, seed, dtype)
     batches = [_batch(config, batch, seed + step, tp) for step in range(steps)]
-    run = Run(config, dtype, start, batches, microbatches)
+    run = Run(config, dtype, start, batches, microbatches, zero)
     how = {key: options[key] for key in ("using", "timeout", "seed") if options[key] is not None}
     free = launch(_train_on_rank, run, tp=tp, dp=dp, **how)
 
     count = f"{steps} step" + ("s" if steps > 1 else "")
-    title = f"parity tp={tp} dp={dp}, {str(dtype).removeprefix('torch.')}, {count}"
+    split = f"tp={tp} dp={dp}" + (f" zero={zero}" if zero else "")
+    title = f"parity {split}, {str(dtype).removeprefix('torch.')}, {count}"
     report = ParityReport(title, bands, [rank.ledger for rank in free])
     masks = None
     if config.dropout > 0:
@@ -154,11 +158,13 @@ def _split_features(
             )
         if name in NOT_BUILT and value != NOT_BUILT[name]:
             raise ValueError(f"{name}={value!r} is not built yet")
+    if features.get("zero"):
+        check_zero(features["zero"], pp)
     if pp != 1:
         raise ValueError(f"pp={pp} is not built yet")
     overrides = {name: value for name, value in features.items() if name in CONFIG_FIELDS}
     options: dict[str, Any] = {"batch": None, "microbatches": 1, "using": None, "seed": 0}
-    options |= {"timeout": 60.0}
+    options |= {"timeout": 60.0, "zero": 0}
     options |= {name: value for name, value in features.items() if name in OPTIONS}
     return dataclasses.replace(config, **overrides), options
 
@@ -201,6 +207,8 @@ def _train_on_rank(mesh: Mesh, run: Run) -> RankRun:
     model.load_full_state_dict(run.start)
     if half:
         half_precision(model, run.dtype)
+    if run.zero:
+        Zero(model, run.zero)
     optimizer = make_optimizer(model, LR, betas=(0.9, 0.999))
     for group in optimizer.param_groups:
         group["weight_decay"] = 0.01  # on everything, as the oracle's AdamW(lr) does
