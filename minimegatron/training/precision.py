@@ -10,6 +10,8 @@ time without one raises it. Megatron-LM: `DynamicGradScaler` in
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from minimegatron.data_parallel.pieces import pieces
@@ -24,6 +26,7 @@ PRECISIONS = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 LARGEST_SCALE = 2.0**127
 
 
+@dataclass
 class DynamicLossScaler:
     """The factor on the loss: lower after overflows, higher after a long time without.
 
@@ -37,40 +40,33 @@ class DynamicLossScaler:
                                                 min_scale=0.0)
         Apex                  the same with max_scale=2**24
 
-    Raises ValueError for a setting that cannot work, naming it.
+    `scale` is the factor now. Raises ValueError for settings that cannot work.
     """
 
-    def __init__(
-        self,
-        initial_scale: float = 2**32,
-        growth_factor: float = 2.0,
-        backoff_factor: float = 0.5,
-        growth_interval: int = 1000,
-        hysteresis: int = 2,
-        min_scale: float = 1.0,
-        max_scale: float | None = None,
-    ) -> None:
-        top = LARGEST_SCALE if max_scale is None else float(max_scale)
-        for setting, fine, allowed in (
-            (f"growth_factor={growth_factor}", growth_factor > 1, "above 1"),
-            (f"backoff_factor={backoff_factor}", 0 < backoff_factor < 1, "between 0 and 1"),
-            (f"growth_interval={growth_interval}", growth_interval >= 1, "at least 1"),
-            (f"hysteresis={hysteresis}", hysteresis >= 1, "at least 1"),
-            (f"min_scale={min_scale}", min_scale >= 0, "at least 0"),
-            (
-                f"initial_scale={initial_scale}",
-                0 < initial_scale and min_scale <= initial_scale <= top,
-                f"above 0, from min_scale={min_scale} to max_scale={top}",
-            ),
-        ):
-            if not fine:
-                raise ValueError(f"{setting} is not {allowed}")
-        self.growth_factor, self.backoff_factor = growth_factor, backoff_factor
-        self.growth_interval, self.hysteresis = growth_interval, hysteresis
-        self.min_scale, self.max_scale = min_scale, top
-        self.scale = float(initial_scale)
+    initial_scale: float = 2.0**32
+    growth_factor: float = 2.0
+    backoff_factor: float = 0.5
+    growth_interval: int = 1000
+    hysteresis: int = 2
+    min_scale: float = 1.0
+    max_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        self.scale = float(self.initial_scale)
+        self.highest = LARGEST_SCALE if self.max_scale is None else self.max_scale
         self.good_steps = 0  # in a row, since the last overflow or growth
-        self.overflows_left = hysteresis  # the last of them lowers the scale
+        self.overflows_left = self.hysteresis  # the last of them lowers the scale
+        rules = {
+            "growth_factor > 1": self.growth_factor > 1,
+            "0 < backoff_factor < 1": 0 < self.backoff_factor < 1,
+            "growth_interval >= 1": self.growth_interval >= 1,
+            "hysteresis >= 1": self.hysteresis >= 1,
+            "initial_scale > 0": self.scale > 0,
+            "0 <= min_scale <= initial_scale": 0 <= self.min_scale <= self.scale,
+            f"initial_scale <= {self.highest}": self.scale <= self.highest,
+        }
+        if broken := [rule for rule, kept in rules.items() if not kept]:
+            raise ValueError(f"{self} does not have {' and '.join(broken)}")
 
     def update(self, found_inf: bool) -> None:
         """After a step: `found_inf` says whether any gradient, on any rank, was not finite."""
@@ -84,7 +80,7 @@ class DynamicLossScaler:
         if self.good_steps == self.growth_interval:
             self.good_steps = 0
             self.overflows_left = self.hysteresis
-            self.scale = min(self.scale * self.growth_factor, self.max_scale)
+            self.scale = min(self.scale * self.growth_factor, self.highest)
 
 
 def half_precision(model: GPT, dtype: torch.dtype) -> GPT:
