@@ -21,6 +21,7 @@ from torch import Tensor
 
 from minimegatron.analysis.flops import flops_per_token
 from minimegatron.data_parallel.gradients import accumulate_gradients, finish_gradients
+from minimegatron.data_parallel.zero import Zero
 from minimegatron.models.gpt import GPT
 from minimegatron.ranks.collectives import all_reduce
 from minimegatron.ranks.ledger import Ledger, ledger, phase
@@ -96,6 +97,8 @@ def train(
         raise ValueError(f"precision={precision!r} is not one of {', '.join(PRECISIONS)}")
     if (dtype := PRECISIONS[precision]) is not None:
         half_precision(model, dtype)
+    if zero and model.zero is None:
+        Zero(model, zero)
     if precision == "fp16" and scaler is None:
         scaler = DynamicLossScaler()
     optimizer = make_optimizer(model, lr, weight_decay)
@@ -110,7 +113,8 @@ def train(
             with ledger() as log:
                 optimizer.zero_grad(set_to_none=False)  # the flat buckets stay the gradients
                 scale = 1.0 if scaler is None else scaler.scale
-                loss = accumulate_gradients(model, parts, scale)
+                scaled = {} if scaler is None else {"loss_scale": scale}
+                loss = accumulate_gradients(model, parts, **scaled)
                 finish_gradients(model)
                 if not optimizer_step(model, optimizer, max_norm, scaler):
                     history.skipped.append(step)

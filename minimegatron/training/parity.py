@@ -226,7 +226,8 @@ def _train_on_rank(mesh: Mesh, run: Run) -> RankRun:
             optimizer.zero_grad()
             scale = 2.0**10 if run.dtype == torch.float16 else 1.0  # exact; fp16 needs it
             microbatches = [(mine[0][part], mine[1][part]) for part in parts]
-            loss = accumulate_gradients(model, microbatches, scale)
+            scaled = {} if scale == 1.0 else {"loss_scale": scale}  # a learner's own may lack it
+            loss = accumulate_gradients(model, microbatches, **scaled)
             finish_gradients(model)
             unscale_gradients(model, scale)
             norm = gradient_norm(model)
