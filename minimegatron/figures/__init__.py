@@ -21,6 +21,7 @@ from minimegatron.figures.mlp import mlp_order
 from minimegatron.figures.network import all_reduce_times, explore_all_reduce, times_over_sizes
 from minimegatron.figures.norm import norm_squares
 from minimegatron.figures.operators import f_and_g
+from minimegatron.figures.overlap import explore_chunks, overlap_timeline
 from minimegatron.figures.pair import column_row_pair
 from minimegatron.figures.pairwise import pairwise_all_reduce
 from minimegatron.figures.picture import Picture
@@ -51,6 +52,7 @@ __all__ = [
     "dropout_masks",
     "embedding_rows",
     "explore_all_reduce",
+    "explore_chunks",
     "explore_gelu",
     "explore_qkv",
     "explore_split",
@@ -66,6 +68,7 @@ __all__ = [
     "norm_squares",
     "notebook_and_ranks",
     "open_all_reduce",
+    "overlap_timeline",
     "pairwise_all_reduce",
     "predicted_and_measured",
     "published_table",

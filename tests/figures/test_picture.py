@@ -14,6 +14,7 @@ from PIL import Image
 
 from minimegatron import figures
 from minimegatron.figures import picture as picture_module
+from minimegatron.figures.overlap import chunks_modelled
 from minimegatron.figures.picture import Picture
 
 MASK = torch.eye(8) == 1
@@ -64,6 +65,8 @@ EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
         "Four ranks", {"model": SECONDS, "ring": SECONDS}, {"ring": SECONDS, "gloo's own": SECONDS}
     ),
     **{f"model {n}": lambda n=n: figures.all_reduce_times(200, 0.1, n) for n in (2, 64)},
+    **{f"chunks {k}": lambda k=k: chunks_modelled(5, 0.1, k) for k in (2, 4, 16)},
+    "chunks, slow": lambda: chunks_modelled(20, 2, 8),
     **{f"norm_squares {tp}": lambda tp=tp: figures.norm_squares(tp) for tp in (2, 3, 4)},
     "losses": lambda: figures.losses("Loss", dict.fromkeys(SPLITS, RUN), ("unigram entropy", 5.9)),
     "stacked_bars": lambda: figures.stacked_bars("Bytes", "GB", ZERO),
