@@ -27,6 +27,7 @@ from minimegatron.ranks.ledger import phase
 from minimegatron.ranks.mesh import Axis, Mesh, single
 from minimegatron.tensor_parallel.dropout import DropoutStreams, dropout
 from minimegatron.tensor_parallel.linear import ColumnParallelLinear, column_parallel
+from minimegatron.tensor_parallel.recompute import recompute
 from minimegatron.tensor_parallel.shards import divide, padded, shard_of
 from minimegatron.tensor_parallel.vocabulary import (
     VocabParallelEmbedding,
@@ -69,8 +70,6 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig, mesh: Mesh | None = None) -> None:
         super().__init__()
-        if config.recompute is not None:
-            raise ValueError("recompute is not built yet")
         self.config, self.mesh = config, mesh or single()
         if self.mesh.pp.size > 1:
             raise ValueError(f"pp={self.mesh.pp.size}: a GPT in pipeline stages is not built yet")
@@ -131,7 +130,7 @@ class GPT(nn.Module):
             site="embedding", record=self.streams.record,
         )  # fmt: skip
         for layer in self.layers.values():
-            x = layer(x)
+            x = recompute(layer, self.streams, x) if config.recompute == "full" else layer(x)
         if config.layer_norm == "pre":
             x = self.final_norm(x)
         if not config.tie_embeddings:
