@@ -89,16 +89,18 @@ class PublishedTable:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        style = 'style="text-align:left"'
-        head = "".join(f"<th scope='col' {style}>{name}</th>" for name in HEADINGS)
-        body = "".join(
-            f"<tr><th scope='row' {style}>{escape(row[0])}</th>"
-            + "".join(f"<td {style}>{escape(text)}</td>" for text in row[1:])
-            + "</tr>"
-            for row in self.rows()
-        )
+        sides = ("left", "left", "right", "right", "left")
+        styles = [f'style="text-align:{side}"' for side in sides]
+        columns = zip(styles, HEADINGS, strict=True)
+        head = "".join(f'<th scope="col" {style}>{name}</th>' for style, name in columns)
+        body = ""
+        for row in self.rows():
+            first, *rest = (escape(text) for text in row)
+            cells = zip(styles[1:], rest, strict=True)
+            line = "".join(f"<td {style}>{text}</td>" for style, text in cells)
+            body += f'<tr><th scope="row" {styles[0]}>{first}</th>{line}</tr>'
         return (
-            f"<table><caption {style}>{escape(self.title)}</caption><thead><tr>{head}</tr></thead>"
+            f"<table><caption {styles[0]}>{escape(self.title)}</caption><thead><tr>{head}</tr></thead>"
             f"<tbody>{body}</tbody></table><p>{escape(self.remark)}</p>"
         )
 
