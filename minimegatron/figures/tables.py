@@ -100,7 +100,8 @@ class PublishedTable:
             line = "".join(f"<td {style}>{text}</td>" for style, text in cells)
             body += f'<tr><th scope="row" {styles[0]}>{first}</th>{line}</tr>'
         return (
-            f"<table><caption {styles[0]}>{escape(self.title)}</caption><thead><tr>{head}</tr></thead>"
+            f"<table><caption {styles[0]}>{escape(self.title)}</caption>"
+            f"<thead><tr>{head}</tr></thead>"
             f"<tbody>{body}</tbody></table><p>{escape(self.remark)}</p>"
         )
 
