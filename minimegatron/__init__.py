@@ -37,12 +37,14 @@ _HOME = {
     "data_parallel.hierarchical": "split_axis hierarchical_all_reduce reduce_by_nodes",
     "data_parallel.compression": "compress_gradients",
     "data_parallel.zero": "Zero",
+    "analysis.activations": "activation_terms activation_bytes",
     "analysis.flops": "parameter_count flops_per_token",
     "training.text": "default_text read_text",
     "training.data": "Corpus make_corpus",
     "training.optimizer": "make_optimizer gradient_norm clip_gradients learning_rate",
     "training.precision": "DynamicLossScaler half_precision unscale_gradients found_overflow "
     "optimizer_step",
+    "training.recompute": "saved_tensors SavedTensors",
     "training.loop": "train History",
     "training.parity": "parity ParityReport",
 }
