@@ -18,8 +18,7 @@ _HOME = {
     "ranks.mesh": "Axis Mesh single connect",
     "ranks.collectives": "all_reduce all_gather reduce_scatter broadcast all_to_all send "
     "recv barrier",
-    "ranks.ledger": "ledger phase Ledger Record",
-    "ranks.timing": "span slow_network",
+    "ranks.ledger": "ledger phase span Ledger Record Span",
     "tensor_parallel.operators": "f g scatter gather sequence_all_gather sequence_reduce_scatter",
     "tensor_parallel.linear": "ColumnParallelLinear RowParallelLinear",
     "tensor_parallel.vocabulary": "VocabParallelEmbedding vocab_parallel_cross_entropy",

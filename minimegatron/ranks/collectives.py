@@ -11,7 +11,7 @@ Beyond a megabyte gloo's ring moves fewer bytes and wins. See pitfalls of gloo i
 
 from __future__ import annotations
 
-import time
+import contextlib
 from collections.abc import Callable
 from typing import Any, Literal, overload
 
@@ -20,9 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ReduceOp
 
-from minimegatron.ranks.ledger import collective, stamp_arrival, waiting
+from minimegatron.ranks.ledger import TRACE, collective, waiting
 from minimegatron.ranks.mesh import Axis
-from minimegatron.ranks.timing import arrival
 
 # Above this many bytes gloo's ring is as fast as pairwise exchange (`minimegatron bench`).
 PAIRWISE_LIMIT = 1 << 20
@@ -55,23 +54,14 @@ def _run(
     op: str, axis: Axis, size: int, start: Callable[[], Callable[[], Tensor]], later: bool
 ) -> Any:
     """Record the collective, start it, and finish it now or when the handle is waited for."""
-    with collective(op, axis.name, axis.ranks, size, later=later) as mark:
-        due, finish = arrival(op, size, axis.size), start()
-
-        def finish_in_time() -> Tensor:
-            result = finish()
-            if due:
-                time.sleep(max(0.0, due - time.perf_counter()))
-            return result
-
+    with collective(op, axis.name, axis.ranks, size, later=later) as record:
+        finish = start()
         if not later:
-            return finish_in_time()
+            return finish()
 
     def finish_recorded() -> Tensor:
-        with waiting(op, axis.name, axis.ranks, size, mark):
-            if due and due < time.perf_counter():
-                mark("done", due)
-            return finish_in_time()
+        with waiting(op, axis.name, axis.ranks, size, record):
+            return finish()
 
     return Handle(finish_recorded)
 
@@ -153,8 +143,10 @@ def all_reduce(
 
 
 def _after(work: Any, axis: Axis, result: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    if dist.get_backend(axis.group) == "gloo":
-        stamp_arrival(work)
+    record = TRACE.record
+    if record is not None and dist.get_backend(axis.group) == "gloo":
+        with contextlib.suppress(RuntimeError):  # its thread tells the time; a reduce-scatter's not
+            work.get_future().add_done_callback(lambda _: record.arrived())
 
     def finish() -> Tensor:
         work.wait()
