@@ -6,6 +6,7 @@
 Every function returns a Picture, which shows itself in a notebook and says itself in words.
 """
 
+from minimegatron.figures.activations import activation_bars, explore_activations, ways_to_save
 from minimegatron.figures.bars import stacked_bars
 from minimegatron.figures.batch import split_batch, steps_against_batch, token_weights
 from minimegatron.figures.collective import collective
@@ -14,6 +15,7 @@ from minimegatron.figures.course import course_map, key
 from minimegatron.figures.curves import curves
 from minimegatron.figures.gelu import explore_gelu, gelu_of_sum
 from minimegatron.figures.heads import attention_heads, explore_qkv, heads_to_sheets, qkv_rows
+from minimegatron.figures.held import held_memory
 from minimegatron.figures.layer import transformer_layer
 from minimegatron.figures.losses import losses
 from minimegatron.figures.masks import dropout_masks
@@ -44,6 +46,7 @@ from minimegatron.figures.widgets import explore_split
 
 __all__ = [
     "Picture",
+    "activation_bars",
     "all_reduce_times",
     "attention_heads",
     "bucket_timeline",
@@ -54,6 +57,7 @@ __all__ = [
     "curves",
     "dropout_masks",
     "embedding_rows",
+    "explore_activations",
     "explore_all_reduce",
     "explore_chunks",
     "explore_gelu",
@@ -66,6 +70,7 @@ __all__ = [
     "fp16_line",
     "gelu_of_sum",
     "heads_to_sheets",
+    "held_memory",
     "key",
     "losses",
     "loss_numbers",
@@ -94,4 +99,5 @@ __all__ = [
     "token_weights",
     "transformer_layer",
     "vocabulary_cost",
+    "ways_to_save",
 ]

@@ -109,6 +109,10 @@ EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
         "Scales", {name: [2.0**k for k in range(32, 0, -1)] for name in "abcd"}, range(31)
     ),
     "loss_scales, quiet": lambda: figures.loss_scales("Scale", {"one": [65536.0] * 9}, []),
+    **{f"ways {w}": lambda w=w: figures.ways_to_save(*w) for w in ((512, 1), (32768, 32, "today"))},
+    "held_memory": lambda: figures.held_memory(
+        "Held", "kB", {f"a long name {i}": ([1, 9 - i, 2512, 3, 0], 3) for i in range(4)}
+    ),
     "predicted_and_measured": lambda: figures.predicted_and_measured("Held", BARS, "bytes"),
 }
 
