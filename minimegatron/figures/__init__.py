@@ -43,6 +43,7 @@ from minimegatron.figures.vocabulary import (
     vocabulary_cost,
 )
 from minimegatron.figures.widgets import explore_split
+from minimegatron.figures.zero import explore_zero, sharded_step, zero_shards
 
 __all__ = [
     "Picture",
@@ -66,6 +67,7 @@ __all__ = [
     "explore_qkv",
     "explore_split",
     "explore_vocabulary",
+    "explore_zero",
     "f_and_g",
     "fp16_line",
     "gelu_of_sum",
@@ -90,6 +92,7 @@ __all__ = [
     "ring_all_reduce",
     "row_bias",
     "sequence_regions",
+    "sharded_step",
     "split_batch",
     "split_columns",
     "split_rows",
@@ -100,4 +103,5 @@ __all__ = [
     "transformer_layer",
     "vocabulary_cost",
     "ways_to_save",
+    "zero_shards",
 ]

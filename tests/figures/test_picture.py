@@ -101,6 +101,11 @@ EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
     },
     **{f"open_all_reduce {tp}": lambda tp=tp: figures.open_all_reduce(tp) for tp in (2, 4)},
     **{f"regions {sp}": lambda sp=sp: figures.sequence_regions(sp) for sp in (False, True)},
+    **{
+        f"zero_shards {s} {dp}": lambda s=s, dp=dp: figures.zero_shards(s, dp)
+        for s, dp in ((0, 4), (1, 1), (2, 8), (3, 2))
+    },
+    **{f"sharded_step {dp}": lambda dp=dp: figures.sharded_step(dp) for dp in (2, 4)},
     "number_formats": lambda: figures.number_formats(*FORMATS),
     "fp16_line": lambda: figures.fp16_line(
         "Gradients", {f"a longer name {i}": torch.ones(9) * 2.0 ** (20 * i - 60) for i in range(4)}
