@@ -95,7 +95,9 @@ def parity(
     `timeout` in seconds; `seed`.
 
     float64: a free run, all compared at every step. float32: loss, logits and gradients one step
-    from the oracle's state, parameters after a free run (AdamW amplifies rounding). Raises
+    from the oracle's state, parameters after a free run (AdamW amplifies rounding). bfloat16 and
+    float16: as float32, with float32 masters and gradients, fp16 with the loss times 2**10; all
+    start from parameters that `dtype` can hold; the bands are derived in `bands_of`. Raises
     ValueError for what is not built yet or does not divide, TypeError for an unknown feature,
     RankError when a rank fails.
     """
