@@ -257,11 +257,13 @@ def collective(
 
 
 @contextlib.contextmanager
-def waiting(op: str, axis: str, ranks: list[int], size: int, mark: Mark) -> Iterator[None]:
+def waiting(
+    op: str, axis: str, ranks: list[int], size: int, mark: Mark, peer: int | None = None
+) -> Iterator[None]:
     """Around the wait for a collective that was started, and recorded, before."""
     line = place.here() if TRACE.board else ""
     mark("waited")
-    with _inside(op, axis, line, ranks, None, size, new=False):
+    with _inside(op, axis, line, ranks, peer, size, new=False):
         yield
     mark("done")
 
