@@ -24,6 +24,7 @@ _HOME = {
     "tensor_parallel.linear": "ColumnParallelLinear RowParallelLinear",
     "tensor_parallel.vocabulary": "VocabParallelEmbedding vocab_parallel_cross_entropy",
     "tensor_parallel.dropout": "DropoutStreams dropout",
+    "tensor_parallel.recompute": "recompute",
     "models.config": "GPTConfig",
     "models.attention": "ParallelAttention",
     "models.mlp": "ParallelMLP",

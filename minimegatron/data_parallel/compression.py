@@ -5,7 +5,7 @@ A lossy message alone loses the same small numbers at every step, and training s
 nothing is lost, only late: sent + residual = gradient (Seide et al. 2014, 1-bit SGD; Karimireddy et
 al., arXiv:1901.09847). Four messages: the gradient cast to half precision; its k largest values
 with their places (Lin et al., arXiv:1712.01887); one bit a value, its sign, with a scale for each
-parameter; and PowerSGD, two thin matrices whose product is close to it (Vogels et al.,
+row; and PowerSGD, two thin matrices whose product is close to it (Vogels et al.,
 arXiv:1905.13727). Megatron-LM sends all of the gradient, in fp32 or with
 `--grad-reduce-in-bf16` in half of the bytes; torch has the hooks of `ddp_comm_hooks`.
 """
@@ -156,17 +156,20 @@ def largest(k: float) -> Start:
 
 
 def one_bit(flat: Tensor, group: Sequence[Parameter], axis: Axis) -> Finish:
-    """The sign of each value, eight to a byte, and the mean size of each parameter's values."""
-    sizes = torch.tensor([p.numel() for p in group], device=flat.device)
-    scales = torch.stack([gradient.abs().mean() for gradient in _like(group, flat)])
+    """The sign of each value, eight to a byte, and the mean size of each row's values.
+
+    One scale for a whole matrix does not serve: in an embedding few rows have most of the gradient.
+    """
+    rows = [g.flatten(1) if g.ndim > 1 else g[None] for g in _like(group, flat)]
+    scales = torch.cat([row.abs().mean(1) for row in rows])
     bit = torch.arange(8, dtype=torch.uint8, device=flat.device)
-    positive = pad(flat >= 0, (0, -len(flat) % 8)).view(-1, 8)
+    packed = (pad(flat >= 0, (0, -len(flat) % 8)).view(-1, 8) << bit).sum(1, dtype=torch.uint8)
 
     def decode(packed: Tensor, scales: Tensor) -> Tensor:
         signs = 2.0 * ((packed[:, None] >> bit) & 1).flatten()[: len(flat)] - 1
-        return signs * scales.repeat_interleave(sizes)
+        parts = zip(rows, scales.split([len(row) for row in rows]), strict=True)
+        return signs * _flat(scale[:, None].expand_as(row) for row, scale in parts)
 
-    packed = (positive << bit).sum(1, dtype=torch.uint8)
     return gathered(axis, packed, scales, decode=decode)
 
 

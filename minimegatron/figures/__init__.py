@@ -9,6 +9,7 @@ Every function returns a Picture, which shows itself in a notebook and says itse
 from minimegatron.figures.bars import stacked_bars
 from minimegatron.figures.batch import split_batch, steps_against_batch, token_weights
 from minimegatron.figures.collective import collective
+from minimegatron.figures.counting import explore_model, model_costs
 from minimegatron.figures.course import course_map, key
 from minimegatron.figures.curves import curves
 from minimegatron.figures.gelu import explore_gelu, gelu_of_sum
@@ -54,6 +55,7 @@ __all__ = [
     "explore_all_reduce",
     "explore_chunks",
     "explore_gelu",
+    "explore_model",
     "explore_qkv",
     "explore_split",
     "explore_vocabulary",
@@ -65,6 +67,7 @@ __all__ = [
     "loss_numbers",
     "mesh",
     "mlp_order",
+    "model_costs",
     "norm_squares",
     "notebook_and_ranks",
     "open_all_reduce",

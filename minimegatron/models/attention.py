@@ -19,6 +19,7 @@ from minimegatron.models.config import GPTConfig
 from minimegatron.ranks.mesh import Axis
 from minimegatron.tensor_parallel.dropout import DropoutStreams, dropout
 from minimegatron.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
+from minimegatron.tensor_parallel.recompute import recompute
 from minimegatron.tensor_parallel.shards import divide
 
 
@@ -36,6 +37,7 @@ class ParallelAttention(nn.Module):
         super().__init__()
         self.heads = divide(config.num_heads, axis, "num_heads")
         self.head_size = config.hidden_size // config.num_heads
+        self.selective = config.recompute == "selective"
         self.explicit, self.p = config.attention == "explicit", config.dropout
         self.streams, self.name = streams, name
         hidden, split = config.hidden_size, config.sequence_parallel
@@ -50,7 +52,10 @@ class ParallelAttention(nn.Module):
         qkv = qkv.view(batch, seq, 3, self.heads, self.head_size)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads/tp, seq, head size)
         attend = self._explicit if self.explicit else self._fused
-        heads = attend(query, key, value)
+        if self.selective:  # the core: little arithmetic, and most of the memory
+            heads = recompute(attend, self.streams, query, key, value)
+        else:
+            heads = attend(query, key, value)
         return self.out(heads.transpose(1, 2).reshape(batch, seq, self.heads * self.head_size))
 
     def _explicit(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

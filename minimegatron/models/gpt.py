@@ -27,6 +27,7 @@ from minimegatron.ranks.ledger import phase
 from minimegatron.ranks.mesh import Axis, Mesh, single
 from minimegatron.tensor_parallel.dropout import DropoutStreams, dropout
 from minimegatron.tensor_parallel.linear import ColumnParallelLinear, column_parallel
+from minimegatron.tensor_parallel.recompute import recompute
 from minimegatron.tensor_parallel.shards import divide, padded, shard_of
 from minimegatron.tensor_parallel.vocabulary import (
     VocabParallelEmbedding,
@@ -98,8 +99,6 @@ class GPT(nn.Module):
         layers_per_stage: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if config.recompute is not None:
-            raise ValueError("recompute is not built yet")
         self.config, self.mesh = config, mesh or single()
         self.chunks = chunks
         self.layers_of = spread(config.num_layers, self.mesh.pp.size, chunks, layers_per_stage)
@@ -169,8 +168,9 @@ class GPT(nn.Module):
         number = self._stage_number(chunk)
         if number == 0:
             x = self._embed(x)
-        for i in self.layers_of[number]:
-            x = self.layers[str(i)](x)
+        again = self.config.recompute == "full"
+        for layer in (self.layers[str(i)] for i in self.layers_of[number]):
+            x = recompute(layer, self.streams, x) if again else layer(x)
         return x if number < len(self.layers_of) - 1 else self._logits(x)
 
     def _embed(self, tokens: Tensor) -> Tensor:

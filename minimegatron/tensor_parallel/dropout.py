@@ -15,14 +15,17 @@ import hashlib
 import torch
 from torch import Tensor
 
+from minimegatron.ranks.ledger import current_phase
 from minimegatron.ranks.mesh import Mesh
+
+AGAIN = " again"
 
 
 class DropoutStreams:
     """The generators `same` and `different` of one rank, made from `seed`.
 
     `same` draws equal numbers along tp and other ones on each rank of dp, cp and pp; `different`
-    draws its own on every rank. While `record` is a list, `dropout` appends (site, mask) to it.
+    draws its own on every rank. `record`, if a list, is what the layers give to `dropout`.
     """
 
     def __init__(self, mesh: Mesh, seed: int) -> None:
@@ -30,6 +33,15 @@ class DropoutStreams:
         self.same = _generator(mesh, (seed, "same", *replica))
         self.different = _generator(mesh, (seed, "different", *replica, mesh.tp.rank))
         self.record: list[tuple[str, Tensor]] | None = None
+
+    def states(self) -> tuple[Tensor, Tensor]:
+        """Where both streams are now."""
+        return self.same.get_state(), self.different.get_state()
+
+    def restore(self, states: tuple[Tensor, Tensor]) -> None:
+        """Put both streams back to where they were: they draw the same numbers again."""
+        for generator, state in zip((self.same, self.different), states, strict=True):
+            generator.set_state(state)
 
 
 def _generator(mesh: Mesh, key: tuple[int | str, ...]) -> torch.Generator:
@@ -50,12 +62,14 @@ def dropout(
     """`x` with each value zeroed with probability `p` and the others scaled by 1/(1-p).
 
     Any shape. The mask comes from `generator`; `record`, if a list, gets (site, mask), the mask
-    true where a value was kept. Outside training, or with p=0, `x` itself and nothing is drawn.
+    true where a value was kept (in backward the site ends in " again"). Outside training, or with
+    p=0, `x` itself and nothing is drawn.
     """
     if not training or p == 0.0:
         return x
     kept = torch.empty(x.shape, dtype=torch.bool, device=x.device)
     kept.bernoulli_(1.0 - p, generator=generator)
     if record is not None:
-        record.append((site, kept))
+        again = AGAIN if current_phase() in ("recompute", "backward") else ""
+        record.append((site + again, kept))
     return x * kept * (1.0 / (1.0 - p))

@@ -24,6 +24,7 @@ from minimegatron.models.gpt import GPT
 from minimegatron.ranks.launch import launch
 from minimegatron.ranks.ledger import Ledger, ledger
 from minimegatron.ranks.mesh import Mesh, single
+from minimegatron.tensor_parallel.dropout import AGAIN
 from minimegatron.training import oracle
 from minimegatron.training.data import check_split, slice_of
 from minimegatron.training.optimizer import gradient_norm, make_optimizer
@@ -271,6 +272,8 @@ def _whole_masks(ranks: list[RankRun], step: int, config: GPTConfig, report: Par
     report.note("masks", "", 0.0)
     for group in groups:
         for site, first in group[0].steps[step].masks.items():
+            if site.endswith(AGAIN):
+                continue
             masks = [rank.steps[step].masks[site] for rank in group]
             equal = [torch.equal(first, other) for other in masks[1:]]
             # Of attention each rank has other heads, with sequence parallelism other tokens.
@@ -278,6 +281,11 @@ def _whole_masks(ranks: list[RankRun], step: int, config: GPTConfig, report: Par
             right = not any(equal) if split else all(equal)
             report.note("masks", site, 0.0 if right else float("inf"))
             whole.setdefault(site, []).append(torch.cat(masks, dim=1) if split else first)
+            inside = site.endswith(".weights") if config.recompute == "selective" else "." in site
+            if config.recompute and inside:  # recompute must have drawn it a second time
+                again = [r.steps[step].masks.get(site + AGAIN, first[:0]) for r in group]
+                right = all(torch.equal(a, b) for a, b in zip(masks, again, strict=True))
+                report.note("masks", site + AGAIN, 0.0 if right else float("inf"))
     joined = {site: torch.cat(masks) for site, masks in whole.items()}
     for site in oracle.sites(config.num_layers):
         if (

@@ -69,6 +69,10 @@ EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
     "chunks, slow": lambda: chunks_modelled(20, 2, 8),
     **{f"norm_squares {tp}": lambda tp=tp: figures.norm_squares(tp) for tp in (2, 3, 4)},
     "losses": lambda: figures.losses("Loss", dict.fromkeys(SPLITS, RUN), ("unigram entropy", 5.9)),
+    **{
+        f"model_costs {sizes}": lambda sizes=sizes: figures.model_costs(*sizes)
+        for sizes in ((1536, 40, 1024, 51200), (256, 1, 131072, 256000), (25600, 128, 128, 256))
+    },
     "stacked_bars": lambda: figures.stacked_bars("Bytes", "GB", ZERO),
     "stacked_bars with marks": lambda: figures.stacked_bars(
         "Bytes", "GB", ZERO, {"ZeRO-1": 31.3, "plain dp": ZERO["plain dp"]}, ("one V100", 32)

@@ -223,8 +223,6 @@ def test_wrong_input_is_an_error_that_names_the_numbers():
         model(torch.zeros(5, dtype=torch.long))
     with pytest.raises(IndexError, match="51"):
         model(torch.full((1, 3), 51))
-    with pytest.raises(ValueError, match="not built yet"):
-        mm.GPT(mm.GPTConfig(**SMALL, recompute="full"))
 
 
 def test_a_pipeline_is_an_error_and_not_a_whole_model_on_every_stage():

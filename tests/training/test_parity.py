@@ -298,7 +298,7 @@ def test_bugs_11_and_12_wrong_dropout_streams_are_caught():
         ({"zero": 3, "pp": 2}, "gather its parameters twice, where zero=1 sends once a step"),
         ({"zero": 1, "pp": 2}, "pp=2 is not built yet"),
         ({"chunks": 2}, "chunks=2 is not built yet"),
-        ({"recompute": "full"}, "not built yet"),
+        ({"recompute": "some"}, "recompute='some'"),
         ({"layer_norm": "middle"}, "layer_norm='middle'"),
     ],
 )

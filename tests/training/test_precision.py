@@ -337,13 +337,13 @@ def test_bug_19_a_scale_not_removed_before_clipping_clips_to_nothing():
 
 # All tokens are one that tp rank 1 holds: at this scale the gradient of its row alone overflows.
 LONE_SCALE = 2.0**16
+LONE_CONFIG = mm.GPTConfig(vocab_size=32, seq_length=16, hidden_size=32, num_layers=1, num_heads=4)
 LONE = Corpus(ByteTokenizer(), torch.full((600,), 20), torch.full((600,), 20))
 
 
 def lone_overflow(mesh, steps=1):
     torch.manual_seed(0)
-    config = mm.GPTConfig(vocab_size=32, seq_length=16, hidden_size=32, num_layers=1, num_heads=4)
-    model = mm.GPT(config, mesh)
+    model = mm.GPT(LONE_CONFIG, mesh)
     before = {n: p.detach().half().clone() for n, p in model.named_parameters()}
     scaler = DynamicLossScaler(LONE_SCALE, hysteresis=1, growth_interval=100)
     history = train(model, LONE, steps=steps, batch=2, lr=1e-2, precision="fp16", scaler=scaler)
@@ -361,6 +361,29 @@ def test_where_one_rank_overflows_all_skip_and_nothing_but_the_scale_changes():
     for rank in (first, second):
         assert rank.skipped == [0] and not rank.moved
         assert (rank.scales, rank.after) == ([LONE_SCALE], LONE_SCALE / 2)
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_under_zero_the_flag_goes_over_dp_because_a_shard_overflows_on_one_rank_only(zero):
+    def on_rank(mesh):
+        torch.manual_seed(0)
+        model = half_precision(mm.GPT(LONE_CONFIG, mesh), torch.float16)
+        mm.Zero(model, zero)
+        optimizer = make_optimizer(model)
+        before = model.full_state_dict()
+        tokens = torch.full((2, 16), 20)
+        mm.accumulate_gradients(model, [(tokens, tokens)], LONE_SCALE)
+        mm.finish_gradients(model)
+        finite = all(bool(p.gradient.isfinite().all()) for p in optimizer.pieces)
+        with mm.ledger() as log:
+            took = optimizer_step(model, optimizer, 1.0, DynamicLossScaler(LONE_SCALE))
+        state = model.full_state_dict()
+        moved = any(not torch.equal(state[n], before[n]) for n in state)
+        return finite, took, moved, log.count("all_reduce", phase="optimizer")
+
+    results = mm.launch(on_rank, dp=2)
+    assert sorted(finite for finite, *_ in results) == [False, True]
+    assert {tuple(rest) for _, *rest in results} == {(False, False, 1)}
 
 
 def test_after_the_overflow_all_ranks_go_on_alike():
