@@ -83,6 +83,5 @@ def join_stages(mine: dict[str, Tensor], axis: Axis) -> dict[str, Tensor]:
             here = torch.empty(shape, dtype=dtype, device=device)
             if position == axis.rank:
                 here = mine[name]
-            if name not in whole:  # of tied copies the first
-                whole[name] = broadcast(here, axis, position)
-    return whole
+            whole.setdefault(name, broadcast(here, axis, position))
+    return whole | mine  # a tied weight: each rank's own copy

@@ -9,7 +9,7 @@ The loss is the mean over the tokens of all micro-batches. Megatron-LM: `forward
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Protocol
@@ -22,9 +22,9 @@ from minimegatron.ranks.collectives import Handle, Message, broadcast, exchange,
 from minimegatron.ranks.ledger import phase
 from minimegatron.ranks.mesh import Mesh
 from minimegatron.ranks.timing import span
-from minimegatron.tensor_parallel.deferred import Later
 
 Batch = tuple[Tensor, Tensor]
+Later = list[Callable[[], None]]  # what W does: see tensor_parallel/deferred.py
 BLOCKING = {"send": send, "recv": recv}
 
 

@@ -118,3 +118,20 @@ def _numbered(steps: list[tuple[str, int]]) -> list[Action]:
         actions.append(Action(step[0], taken[step], step[1]))
         taken[step] += 1
     return actions
+
+
+BY_NAME = {"gpipe": gpipe, "1f1b": one_f_one_b, "zb_h1": zb_h1}
+
+
+def make_schedule(name: str, p: int, m: int, v: int = 1) -> Schedule:
+    """The schedule of this name, "gpipe", "1f1b", "interleaved" or "zb_h1"; see its function.
+
+    Raises ValueError for another name, and for v > 1 chunks where ranks have one each.
+    """
+    if name == "interleaved":
+        return interleaved(p, m, v)
+    if name not in BY_NAME:
+        raise ValueError(f"schedule={name!r} is not one of {', '.join([*BY_NAME, 'interleaved'])}")
+    if v > 1:
+        raise ValueError(f"schedule={name!r} with chunks={v}: only 'interleaved' has more than one")
+    return BY_NAME[name](p, m)
