@@ -28,6 +28,7 @@ _HOME = {
     "models.config": "GPTConfig",
     "models.attention": "ParallelAttention",
     "models.mlp": "ParallelMLP",
+    "models.fusion": "bias_gelu causal_softmax fused",
     "models.transformer": "TransformerLayer",
     "models.gpt": "GPT",
     "models.generate": "generate",

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from minimegatron.cli import app, demo, train
 from minimegatron.cli import main as cli
 from minimegatron.cli.train import Settings
+from minimegatron.ranks.launch import launch
 
 SMALL = Settings(steps=5, batch=4, seq=16, hidden=32, layers=1, vocab=260)
 OPTIONS = "--steps 5 --batch 4 --seq 16 --hidden 32 --layers 1 --vocab 260".split()
@@ -58,6 +59,41 @@ def test_train_gives_the_same_losses_at_every_split():
     assert "tokens/s" in results[0][1]
 
 
+def sent(tp=1, dp=1, **features):
+    """What a rank sends in the last step: (op, axis, phase) -> bytes."""
+    settings = dataclasses.replace(SMALL, **features)
+    corpus = train.make_settings_corpus(settings, None)
+    [outcome, *_] = launch(train.train_on, settings, corpus, None, tp=tp, dp=dp)
+    records = outcome.history.ledger.records
+    return {(r.op, r.axis, r.phase): r.bytes for r in records}
+
+
+@pytest.mark.parametrize(
+    ("split", "features", "message"),
+    [
+        ({"tp": 2}, {"sequence_parallel": True}, ("reduce_scatter", "tp", "forward")),
+        ({"dp": 2}, {"zero": 1}, ("reduce_scatter", "dp", "backward")),
+        ({"dp": 2}, {"compress": "1-bit"}, ("all_gather", "dp", "backward")),
+        ({"tp": 2}, {"precision": "bf16"}, ("all_reduce", "tp", "backward")),  # half the bytes
+    ],
+    ids=str,
+)
+def test_every_option_of_a_run_changes_what_is_sent(split, features, message):
+    plain = sent(**split)
+    changed = sent(**split, **features)
+    assert message in changed
+    assert message not in plain or changed[message] == plain[message] / 2
+
+
+def test_a_run_says_what_is_not_plain_in_it_and_what_of_that_is_idle():
+    code, output = invoke("--precision", "bf16", "--zero", 2, "--sequence-parallel")
+    assert code == 0, output
+    said = " ".join(output.split())
+    assert "precision=bf16, zero=2 (nothing to do at this split), sequence-parallel (noth" in said
+    code, output = invoke("--precision", "fp16")
+    assert code == 0 and "5 steps skipped" in output, "2^32 is too large a scale, and it says so"
+
+
 def test_train_works_under_torchrun_with_the_same_options():
     environment = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -90,6 +126,12 @@ def test_train_reads_a_file_and_draws_the_losses(tmp_path):
         (["--tokenizer", "words"], "use 'bpe' or 'bytes'"),
         (["--plot", "losses.doc"], "a picture's name ends in one of"),
         (["--plot", "no/such/losses.png"], "there is no folder"),
+        (["--precision", "fp8"], "precision='fp8' is not one of fp32, fp16, bf16"),
+        (["--zero", 4], "zero=4 is not a stage of ZeRO"),
+        (["--recompute", "some"], "recompute='some' is not one of"),
+        (["--compress", "zip"], "method='zip': gradients can be compressed by none, fp16"),
+        (["--zero", 1, "--compress", "1-bit"], "zero=1 with compress='1-bit': take one"),
+        (["--sequence-parallel", "--tp", 4, "--seq", 10], "10 does not divide by tp=4"),
     ],
 )
 def test_bad_input_is_one_clear_line_before_anything_is_trained(arguments, message, monkeypatch):

@@ -61,6 +61,15 @@ def train(
     vocab: Annotated[int, typer.Option(help="Tokens that bpe learns, at most.")] = 1024,
     plot: Annotated[Path | None, typer.Option(help="Draw the losses into this file.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    zero: Annotated[int, typer.Option(help="Stage of ZeRO over dp: 0 (without) to 3.")] = 0,
+    recompute: Annotated[str | None, typer.Option(help="full or selective.")] = None,
+    sequence_parallel: Annotated[
+        bool, typer.Option("--sequence-parallel", help="Split over tp what lies between, too.")
+    ] = False,
+    compress: Annotated[
+        str, typer.Option(help="Gradients over dp: none, fp16, bf16, top-k, 1-bit, powersgd.")
+    ] = "none",
 ) -> None:
     """Train a GPT on real text: in one process, on tp x dp ranks, or under torchrun."""
     from minimegatron.cli.train import Settings, run
@@ -68,6 +77,8 @@ def train(
     settings = Settings(
         steps=steps, batch=batch, seq=seq, hidden=hidden, layers=layers, heads=heads, lr=lr,
         microbatches=microbatches, seed=seed, tokenizer=tokenizer, vocab=vocab,
+        precision=precision, zero=zero, recompute=recompute, sequence_parallel=sequence_parallel,
+        compress=compress,
     )  # fmt: skip
     raise typer.Exit(run(settings, tp=tp, dp=dp, data=data, plot=plot))
 

@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from minimegatron.analysis.flops import parameter_count
+from minimegatron.data_parallel.compression import compress_gradients
+from minimegatron.data_parallel.zero import check_zero
 from minimegatron.figures.style import rank_colour
 from minimegatron.models.config import GPTConfig
 from minimegatron.models.generate import generate
@@ -29,6 +31,7 @@ from minimegatron.ranks.ledger import phase
 from minimegatron.ranks.mesh import Mesh, connect, single
 from minimegatron.training.data import Corpus, check_split, make_corpus
 from minimegatron.training.loop import History, train
+from minimegatron.training.precision import PRECISIONS
 from minimegatron.training.text import default_text, read_text
 
 PROMPT = "The"  # no space behind it: the tokens of words begin with their space
@@ -50,10 +53,42 @@ class Settings:
     seed: int = 0
     tokenizer: str = "bpe"
     vocab: int = 1024
+    precision: str = "fp32"
+    zero: int = 0
+    recompute: str | None = None
+    sequence_parallel: bool = False
+    compress: str = "none"
 
     def config(self, corpus: Corpus) -> GPTConfig:
         """The model for this text."""
-        return GPTConfig(corpus.vocab_size, self.seq, self.hidden, self.layers, self.heads)
+        return GPTConfig(
+            corpus.vocab_size, self.seq, self.hidden, self.layers, self.heads,
+            sequence_parallel=self.sequence_parallel, recompute=self.recompute,
+        )  # fmt: skip
+
+    def check(self) -> None:
+        """ValueError for what there is not or what does not go together: before any rank starts."""
+        tiny = GPT(GPTConfig(1, 1, 1, 1, 1, recompute=self.recompute))
+        if self.precision not in PRECISIONS:
+            allowed = ", ".join(PRECISIONS)
+            raise ValueError(f"precision={self.precision!r} is not one of {allowed}")
+        if self.zero:
+            check_zero(self.zero, pp=1)
+        compress_gradients(tiny, self.compress)
+        if self.zero and self.compress != "none":
+            raise ValueError(f"zero={self.zero} with compress={self.compress!r}: take one of them")
+
+    def features(self, tp: int, dp: int) -> list[str]:
+        """What is not plain in this run, and what of it does nothing at this split."""
+        chosen = {
+            f"precision={self.precision}": (self.precision != "fp32", True),
+            f"zero={self.zero}": (self.zero > 0, dp > 1),
+            f"recompute={self.recompute}": (self.recompute is not None, True),
+            "sequence-parallel": (self.sequence_parallel, tp > 1),
+            f"compress={self.compress}": (self.compress != "none", dp > 1),
+        }
+        idle = " (nothing to do at this split)"
+        return [name + ("" if works else idle) for name, (on, works) in chosen.items() if on]
 
 
 @dataclass(frozen=True)
@@ -77,6 +112,7 @@ def train_on(
     _same_text_everywhere(mesh, corpus)
     torch.manual_seed(settings.seed)
     model = GPT(settings.config(corpus), mesh)
+    compress_gradients(model, settings.compress)
     every = max(1, settings.steps // 5)
 
     def report(step: int, loss: float) -> None:
@@ -92,6 +128,8 @@ def train_on(
         lr=settings.lr,
         validate_every=every,
         seed=settings.seed,
+        precision=settings.precision,
+        zero=settings.zero,
         report=report,
     )
     return Outcome(history, sample(model, corpus, settings.seed))
@@ -133,6 +171,7 @@ def run(
     try:
         if plot is not None:
             check_plot(plot)
+        settings.check()
         corpus = make_settings_corpus(settings, data)
         if _started_as_a_rank():
             mesh = connect(tp=tp, dp=dp)
@@ -150,7 +189,7 @@ def run(
                 outcomes = launch(train_on, settings, corpus, tp=tp, dp=dp or 1, timeout=600)
                 outcome = outcomes[0]
         if first:
-            _print_outcome(console, settings.config(corpus), corpus, outcome, sizes)
+            _print_outcome(console, settings, corpus, outcome, sizes)
             if plot is not None:
                 save_plot({f"tp={sizes[0]} dp={sizes[1]}": outcome.history}, corpus, plot)
                 console.print(f"losses drawn in {plot}", markup=False)
@@ -172,11 +211,12 @@ def _started_as_a_rank() -> bool:
 
 
 def _print_outcome(
-    console: Console, config: GPTConfig, corpus: Corpus, outcome: Outcome, sizes: tuple[int, int]
+    console: Console, settings: Settings, corpus: Corpus, outcome: Outcome, sizes: tuple[int, int]
 ) -> None:
-    history = outcome.history
+    history, config = outcome.history, settings.config(corpus)
+    split = f"{parameter_count(config):,} parameters on tp={sizes[0]} x dp={sizes[1]}"
     lines = [
-        f"{parameter_count(config):,} parameters on tp={sizes[0]} x dp={sizes[1]}",
+        ", ".join([split, *settings.features(*sizes)]),
         f"{history.tokens_per_second:,.0f} tokens/s, {history.flops_per_second / 1e9:,.1f} model "
         "GFLOP/s (matrix products, forward and backward)",
         f"training loss {history.losses[-1]:.3f}, validation loss {history.validation[-1][1]:.3f} "
@@ -184,6 +224,9 @@ def _print_outcome(
         "",
         outcome.sample,
     ]
+    if history.scales:
+        skipped = f"{len(history.skipped)} steps skipped"
+        lines.insert(1, f"loss scale {history.scales[-1]:g} at the end, {skipped}")
     console.print("\n".join(lines), markup=False)
 
 

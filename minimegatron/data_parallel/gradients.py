@@ -196,12 +196,15 @@ def _buckets_of(model: Model, bucket_bytes: int | None = None) -> GradientBucket
     parameters = [p for p in model.parameters() if p.requires_grad]
     made: GradientBuckets | None = vars(model).get("gradient_buckets")
     size = bucket_bytes or (made.bucket_bytes if made else BUCKET_BYTES)
-    if made is None or made.bucket_bytes != size or not made.fits(parameters, model.mesh.dp):
-        if made is not None and made.sharing_stage:
+    kept = made and made.bucket_bytes == size and made.fits(parameters, model.mesh.dp)
+    if made and made.sharing_stage:
+        if not kept or model.gradient_reducer:
             raise RuntimeError(
-                "after Zero(model, ...) parameters cannot be frozen, thawed, moved or cast, nor "
-                "buckets be resized: do it before (Zero takes bucket_bytes)"
+                "after Zero(model, ...) parameters cannot be frozen, thawed, moved or cast, "
+                "buckets not resized, and gradients not be reduced in another way"
             )
+        return made
+    if made is None or not kept:
         made = GradientBuckets(parameters, model.mesh.dp, size)
         vars(model)["gradient_buckets"] = made
     made.reducer = model.gradient_reducer

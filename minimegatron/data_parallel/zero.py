@@ -63,8 +63,8 @@ class Zero:
         self, model: Model, stage: int, bucket_bytes: int = gradients.BUCKET_BYTES
     ) -> None:
         check_zero(stage, model.mesh.pp.size)
-        if model.gradient_reducer is not None:
-            raise ValueError("the model has ZeRO already, or a gradient reducer that ZeRO replaces")
+        if model.zero or model.gradient_reducer:
+            raise ValueError("the model has ZeRO already, or a gradient reducer, and ZeRO is one")
         self.stage, self.axis = stage, model.mesh.dp
         self.values: list[Tensor] = []  # a bucket's parameters, flat and whole
         self.shards: list[Tensor] = []  # this rank's part of them
@@ -89,28 +89,29 @@ class Zero:
             for unit, mine in zip(units, indexes, strict=True):
                 unit.register_forward_pre_hook(partial(self._gather, mine, indexes[-1]))
                 unit.register_forward_hook(partial(self._leave, mine, indexes[-1]))
+        self.buckets.reducer = self._reduce
         vars(model)["gradient_buckets"] = self.buckets
-        model.zero, model.gradient_reducer = self, self._reduce
+        model.zero = self
 
-    def _mine(self, flat: Tensor) -> Tensor:
-        return flat.chunk(self.axis.size)[self.axis.rank]
+    def _mine(self, flat: Tensor, alone: bool = False) -> Tensor:
+        """This rank's part of a flat tensor; `alone`, the rest gives its memory back."""
+        mine = flat.chunk(self.axis.size)[self.axis.rank]
+        if alone:
+            mine = mine.clone()
+            free(flat)
+        return mine
 
     def _share(self, group: list[Parameter], buffer: Tensor) -> None:
         """Moves the parameters into a flat tensor like their gradients' buffer, and cuts both."""
         values = torch.zeros_like(buffer, dtype=group[0].dtype)
         for p, view in views_of(group, values).items():
             p.data = view.copy_(p.detach())
-        parts = [self._mine(values), self._mine(buffer)]
-        for i, (flat, stays_until) in enumerate([(values, 2), (buffer, 1)]):
-            if self.stage > stays_until:
-                parts[i] = parts[i].clone()
-                free(flat)
         self.values.append(values)
-        self.shards.append(parts[0])
-        self.gradients.append(parts[1])
+        self.shards.append(self._mine(values, alone=self.stage == 3))
+        self.gradients.append(self._mine(buffer, alone=self.stage > 1))
 
     def _reduce(self, buckets: GradientBuckets, index: int) -> Handle:
-        """The model's gradient reducer: this rank's part of the sum of a bucket."""
+        """The buckets' reducer: this rank's part of the sum of bucket `index`."""
         buffer = buckets.buffers[index]
         if self.stage > 1 and index:
             buckets.handles[-1].wait()  # and free the bucket before

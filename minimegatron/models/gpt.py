@@ -273,11 +273,11 @@ class GPT(nn.Module):
     def full_gradients(self) -> dict[str, Tensor]:
         """The dense gradients by name (zeros where there is none), on every rank: collective."""
         shared = self.zero.whole_gradients() if self.zero else {}
-        grads = {name: shared.get(p, p.grad) for name, p in self.named_parameters()}
-        like = dict(self.named_parameters())
-        return self._full(
-            {n: torch.zeros_like(like[n]) if g is None else g for n, g in grads.items()}
-        )
+        found = {}
+        for name, p in self.named_parameters():
+            gradient = shared.get(p, p.grad)
+            found[name] = torch.zeros_like(p) if gradient is None else gradient
+        return self._full(found)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """torch's, and ZeRO's shards."""
