@@ -37,7 +37,7 @@ from minimegatron.tensor_parallel.vocabulary import (
 IGNORED = -100  # the target that counts for nothing, torch's default too
 
 
-def spread(layers: int, p: int, chunks: int, given: Sequence[int] | None) -> list[range]:
+def spread(layers: int, p: int, chunks: int, given: Sequence[int] | None = None) -> list[range]:
     """The layers of each of the p * chunks stages: equally many, or as many as `given` lists."""
     if chunks < 1:
         raise ValueError(f"chunks={chunks}: a rank holds at least 1")

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from minimegatron.data_parallel.gradients import accumulate_gradients
 from minimegatron.models.gpt import GPT
 from minimegatron.pipeline_parallel.executor import run_schedule
+from minimegatron.pipeline_parallel.schedule import Action, Schedule
 from minimegatron.pipeline_parallel.schedules import make_schedule
 
 
@@ -21,10 +23,15 @@ def forward_backward(
     schedule: str = "1f1b",
     loss_scale: float = 1.0,
 ) -> Tensor:
-    """This rank's mean loss; gradients of `loss_scale` times it. `finish_gradients` is next."""
+    """This rank's mean loss; gradients of `loss_scale` times it. `finish_gradients` is next.
+
+    Under torch.no_grad() forwards alone, whatever the schedule.
+    """
+    p, m, v = model.mesh.pp.size, len(microbatches), model.chunks
+    if not torch.is_grad_enabled():
+        forwards = [Action("F", n, chunk) for chunk in range(v) for n in range(m)]
+        return run_schedule(model, Schedule([forwards] * p, m, v), microbatches)
     scaled = {} if loss_scale == 1.0 else {"loss_scale": loss_scale}  # a learner's own may lack it
-    stages = model.mesh.pp.size * model.chunks
-    if stages == 1:
+    if p * v == 1:
         return accumulate_gradients(model, microbatches, **scaled)
-    made = make_schedule(schedule, model.mesh.pp.size, len(microbatches), model.chunks)
-    return run_schedule(model, made, microbatches, **scaled)
+    return run_schedule(model, make_schedule(schedule, p, m, v), microbatches, **scaled)
