@@ -37,7 +37,7 @@ _HOME = {
     "pipeline_parallel.simulate": "Timeline simulate",
     "pipeline_parallel.executor": "run_schedule",
     "data_parallel.gradients": "GradientBuckets gradient_weight overlap_gradients "
-    "accumulate_gradients sum_partial_gradients finish_gradients",
+    "accumulate_gradients sum_partial_gradients sum_tied_gradients finish_gradients",
     "data_parallel.hierarchical": "split_axis hierarchical_all_reduce reduce_by_nodes",
     "data_parallel.compression": "compress_gradients",
     "data_parallel.zero": "Zero",
