@@ -18,8 +18,7 @@ _HOME = {
     "ranks.mesh": "Axis Mesh single connect",
     "ranks.collectives": "all_reduce all_gather reduce_scatter broadcast all_to_all send "
     "recv barrier",
-    "ranks.ledger": "ledger phase Ledger Record",
-    "ranks.timing": "span slow_network",
+    "ranks.ledger": "ledger phase span Ledger Record Span",
     "tensor_parallel.operators": "f g scatter gather sequence_all_gather sequence_reduce_scatter",
     "tensor_parallel.linear": "ColumnParallelLinear RowParallelLinear",
     "tensor_parallel.vocabulary": "VocabParallelEmbedding vocab_parallel_cross_entropy",
@@ -41,12 +40,14 @@ _HOME = {
     "data_parallel.hierarchical": "split_axis hierarchical_all_reduce reduce_by_nodes",
     "data_parallel.compression": "compress_gradients",
     "data_parallel.zero": "Zero",
+    "analysis.activations": "activation_terms activation_bytes",
     "analysis.flops": "parameter_count flops_per_token",
     "training.text": "default_text read_text",
     "training.data": "Corpus make_corpus",
     "training.optimizer": "make_optimizer gradient_norm clip_gradients learning_rate",
     "training.precision": "DynamicLossScaler half_precision unscale_gradients found_overflow "
     "optimizer_step",
+    "training.recompute": "saved_tensors SavedTensors",
     "training.loop": "train History",
     "training.parity": "parity ParityReport",
 }

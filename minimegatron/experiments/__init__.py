@@ -11,7 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-EXPERIMENTS = {"train_gpt": "a GPT on real text at tp=1, 2, 4 and dp=2, 400 steps each"}
+EXPERIMENTS = {
+    "train_gpt": "a GPT on real text at tp=1, 2, 4 and dp=2, 400 steps each",
+    "cheaper_gradients": "a GPT on real text with its gradients compressed in ten ways, dp=2",
+}
 
 
 def stored(name: str) -> dict[str, Any]:

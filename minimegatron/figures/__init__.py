@@ -21,6 +21,7 @@ from minimegatron.figures.matmul import row_bias, split_columns, split_rows
 from minimegatron.figures.mlp import mlp_order
 from minimegatron.figures.network import all_reduce_times, explore_all_reduce, times_over_sizes
 from minimegatron.figures.norm import norm_squares
+from minimegatron.figures.numbers import explore_loss_scale, fp16_line, number_formats
 from minimegatron.figures.operators import f_and_g
 from minimegatron.figures.overlap import explore_chunks, overlap_timeline
 from minimegatron.figures.pair import column_row_pair
@@ -29,6 +30,7 @@ from minimegatron.figures.picture import Picture
 from minimegatron.figures.predict import compare_prediction, predicted_and_measured
 from minimegatron.figures.processes import mesh, notebook_and_ranks
 from minimegatron.figures.ring import ring_all_reduce
+from minimegatron.figures.scales import loss_scales
 from minimegatron.figures.sequence import open_all_reduce, sequence_regions
 from minimegatron.figures.tables import published_table
 from minimegatron.figures.timeline import bucket_timeline
@@ -55,21 +57,25 @@ __all__ = [
     "explore_all_reduce",
     "explore_chunks",
     "explore_gelu",
+    "explore_loss_scale",
     "explore_model",
     "explore_qkv",
     "explore_split",
     "explore_vocabulary",
     "f_and_g",
+    "fp16_line",
     "gelu_of_sum",
     "heads_to_sheets",
     "key",
     "losses",
     "loss_numbers",
+    "loss_scales",
     "mesh",
     "mlp_order",
     "model_costs",
     "norm_squares",
     "notebook_and_ranks",
+    "number_formats",
     "open_all_reduce",
     "overlap_timeline",
     "pairwise_all_reduce",

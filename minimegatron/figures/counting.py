@@ -1,8 +1,9 @@
 """A GPT counted before it runs: parameters, FLOPs and bytes, and which part of each is what.
 
-Narayanan et al., arXiv:2104.04473, section 5.1, for the first two; "ZeRO", arXiv:1910.02054,
-section 3, for the bytes. The three bars have three units, so each is drawn at full length: what can
-be compared is how it is cut. The key is each term's share, in words.
+Narayanan et al., arXiv:2104.04473, section 5.1, for the first two; for the bytes "ZeRO",
+arXiv:1910.02054, section 3, and Korthikanti et al., arXiv:2205.05198, section 4. Three bars have
+three units, so each is drawn at full length: what can be compared is how it is cut. The key is each
+term's share, in words.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from collections.abc import Mapping
 
 import ipywidgets
 
+from minimegatron.analysis.activations import activation_bytes
 from minimegatron.analysis.flops import flops_per_token, parameter_count
 from minimegatron.analysis.memory import state_bytes
-from minimegatron.figures.bars import LETTER, LOOKS
+from minimegatron.figures.bars import LOOKS
 from minimegatron.figures.picture import Picture
 from minimegatron.figures.style import SMALL, canvas, patch, words
 from minimegatron.figures.widgets import PictureExplorer
 from minimegatron.models.config import GPTConfig
 
-LEFT, RIGHT, BAR, ROW = 170, 880, 36, 96  # pixels
+LEFT, RIGHT, BAR, ROW, LETTER = 170, 880, 36, 96, 9.6  # pixels
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -28,11 +30,16 @@ def model_costs(
 ) -> Picture:
     """Parameters, FLOPs a token (forward and backward) and bytes of training in bf16, by term.
 
-    Bytes: weights, gradients and optimizer state; activations are lesson 12's.
+    The bytes are those of one sequence on one rank, with a fused attention kernel, no dropout and
+    nothing recomputed; a head has 64 columns.
     """
-    config = GPTConfig(vocab, seq, hidden, layers, 1)
-    words_, positions = vocab * hidden, seq * hidden
-    total, states = parameter_count(config), state_bytes("bf16", parameter_count(config))
+    config = GPTConfig(vocab, seq, hidden, layers, max(1, hidden // 64))
+    words_, positions, total = vocab * hidden, seq * hidden, parameter_count(config)
+    states = state_bytes("bf16", total)
+    held = {
+        "weights": states["parameters"], "gradients": states["gradients"],
+        "Adam": states["optimizer"], "activations": activation_bytes(config, batch=1),
+    }  # fmt: skip
     head, scores = 6 * vocab * hidden, 12 * layers * seq * hidden
     rows: dict[str, tuple[str, Mapping[str, float]]] = {
         "parameters": (
@@ -43,7 +50,7 @@ def model_costs(
             short(flops_per_token(config)),
             {"matrices": flops_per_token(config) - head - scores, "scores": scores, "head": head},
         ),
-        "bytes": (short(sum(states.values())) + "B", states),
+        "bytes, bf16": (short(sum(held.values())) + "B", held),
     }
     title = f"h = {hidden:,}, L = {layers}, s = {seq:,}, V = {vocab:,}"
     with canvas(900, 50 + ROW * len(rows)) as axes:
@@ -59,7 +66,7 @@ def model_costs(
                 label = f"{term} {share:.1%}"
                 patch(axes, at, top + BAR + 10, 24, 16, colour=colour, hatch=hatch)
                 words(axes, at + 32, top + BAR + 18, label, align="left", size=SMALL)
-                at += 32 + LETTER * len(label) + 24
+                at += 32 + LETTER * len(label) + 12
         told = "; ".join(
             f"{name} {whole}: {', '.join(f'{t} {s:.1%}' for t, s in shares(terms).items())}"
             for name, (whole, terms) in rows.items()

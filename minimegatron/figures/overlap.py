@@ -47,8 +47,8 @@ def overlap_timeline(runs: Mapping[str, Sequence[Ledger]]) -> Picture:
             raise ValueError(f"{title}: give the ledgers of its ranks, each with a message or more")
     rows = {title: [_rows(_finished(log)) for log in logs] for title, logs in runs.items()}
     lanes = [sum(WORK + MESSAGE * max(rs) + 2 * GAP for rs in rows[title]) for title in runs]
-    first = {title: min(log.opened + _begin(log) for log in logs) for title, logs in runs.items()}
-    span = max(log.opened + _end(log) - first[t] for t, logs in runs.items() for log in logs)
+    first = {title: min(map(_begin, logs)) for title, logs in runs.items()}
+    span = max(_end(log) - first[t] for t, logs in runs.items() for log in logs)
     with canvas(900, round(sum(lanes) + 44 * len(runs) + 84)) as axes:
         scale, top = (RIGHT - LEFT) / span, 24.0
         for title, logs in runs.items():
@@ -58,8 +58,7 @@ def overlap_timeline(runs: Mapping[str, Sequence[Ledger]]) -> Picture:
             words(axes, RIGHT, top, told, align="right", size=SMALL)
             top += 20
             for number, log in enumerate(logs):
-                zero = first[title] - log.opened
-                _draw_rank(axes, top, number, log, rows[title][number], scale, zero)
+                _draw_rank(axes, top, number, log, rows[title][number], scale, first[title])
                 top += WORK + MESSAGE * max(rows[title][number]) + 2 * GAP
             top += 24
         _ruler(axes, top - 14, span, scale)
@@ -184,7 +183,7 @@ def chunk_ledger(product: float, message: float, latency: float, chunks: int) ->
 
     `message` is what the bytes of the whole all-reduce take, `latency` what each part adds.
     """
-    log, free = Ledger(opened=0.0), 0.0
+    log, free = Ledger(), 0.0
     for i in range(chunks):
         end = product * (i + 1) / chunks
         log.spans.append(Span("product", "forward", product * i / chunks, end))

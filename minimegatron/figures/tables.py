@@ -1,106 +1,24 @@
-"""Published tables beside what the course's formulas give: published, computed, within rounding.
+"""Each published table of the papers, computed anew by the course's formulas: a generator a table.
 
-A cell counts as reproduced when the computed value lies within half a unit of the last printed
-digit. Where it was computed from figures that are themselves printed, what their own rounding
-allows is added, and the verdict says so. What misses is shown with the value found and, where it
-is known, the reason.
+The formulas are in analysis/, the printed figures in analysis/published.json. Two rows are fits or
+identities between printed figures, and say so: no formula gives a measured time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from html import escape
 from typing import Any
 
+from minimegatron.analysis.activations import activation_terms
 from minimegatron.analysis.flops import flops_per_token, hardware_flops_per_token, parameter_count
 from minimegatron.analysis.memory import state_bytes
-from minimegatron.analysis.published import UNITS, figure, published
+from minimegatron.analysis.published import figure, published
 from minimegatron.analysis.run import training_days
+from minimegatron.analysis.traffic import pipeline_message_bytes
+from minimegatron.figures.published import Cell, PublishedTable
 from minimegatron.models.config import GPTConfig
 
 MEGATRON, NARAYANAN, KORTHIKANTI, ZERO = "1909.08053", "2104.04473", "2205.05198", "1910.02054"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One figure, `published` as it was printed and `computed` in the same unit.
-
-    `inputs` is how far the rounding of the figures it was computed from can move it.
-    """
-
-    row: str
-    what: str
-    published: str
-    computed: float
-    inputs: float = 0.0
-    note: str = ""
-
-    @property
-    def verdict(self) -> str:
-        """Within rounding, within its inputs' rounding, or not reproduced."""
-        value, half = figure(self.published)
-        off = abs(self.computed - value) * (1 - 1e-12)  # a half itself, 1.875 for 1.88, is within
-        if off <= half:
-            return "within rounding"
-        return "within its inputs' rounding" if off <= half + self.inputs else "not reproduced"
-
-    @property
-    def shown(self) -> str:
-        """The computed value in the unit of the published one, with two digits more."""
-        text = self.published.rstrip("".join(UNITS))
-        unit = self.published[len(text) :]
-        value = f"{self.computed / 10.0 ** UNITS.get(unit, 0):,.{len(text.partition('.')[2]) + 2}f}"
-        return value.rstrip("0").rstrip(".") + unit
-
-
-HEADINGS = ("", "", "published", "computed", "")
-
-
-@dataclass(frozen=True)
-class PublishedTable:
-    """Cells of one published table; `str` and a notebook show them as a table."""
-
-    title: str
-    cells: list[Cell]
-    remark: str = ""
-
-    @property
-    def missed(self) -> list[Cell]:
-        """The cells that the formulas do not reproduce."""
-        return [cell for cell in self.cells if cell.verdict == "not reproduced"]
-
-    def rows(self) -> list[tuple[str, ...]]:
-        """Row, column, published, computed, verdict with its note: words that never change."""
-        return [
-            (c.row, c.what, c.published, c.shown, c.verdict + (f": {c.note}" if c.note else ""))
-            for c in self.cells
-        ]
-
-    def __str__(self) -> str:
-        rows = [HEADINGS, *self.rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = [
-            f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}  {e}".rstrip()
-            for a, b, c, d, e in rows
-        ]
-        return "\n".join([self.title, *lines, *([self.remark] if self.remark else [])])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        style = 'style="text-align:left"'
-        head = "".join(f"<th scope='col' {style}>{name}</th>" for name in HEADINGS)
-        body = "".join(
-            f"<tr><th scope='row' {style}>{escape(row[0])}</th>"
-            + "".join(f"<td {style}>{escape(text)}</td>" for text in row[1:])
-            + "</tr>"
-            for row in self.rows()
-        )
-        return (
-            f"<table><caption {style}>{escape(self.title)}</caption><thead><tr>{head}</tr></thead>"
-            f"<tbody>{body}</tbody></table><p>{escape(self.remark)}</p>"
-        )
 
 
 def published_table(name: str) -> PublishedTable:
@@ -213,6 +131,31 @@ def _korthikanti_flops() -> Iterator[Cell]:
         yield Cell(name, "hardware", f"{hardware:.4f}", found, 0, "2/9, not 1/3")
 
 
+def _korthikanti_memory() -> Iterator[Cell]:
+    table = published(KORTHIKANTI, "table 3")
+    for name, row in table["rows"].items():
+        s, b, h, t = table["seq"], row["mbs"], row["hidden"], row["tp"]
+        scores = 5 * row["heads"] * s / h
+        formulas: dict[tuple[int, bool, str | None], float] = {
+            (1, False, None): 34 + scores,
+            (t, False, None): 10 + 24 / t + scores / t,
+            (t, True, None): (34 + scores) / t,
+            (t, False, "selective"): 10 + 24 / t,
+            (t, True, "selective"): 34 / t,
+            (1, False, "full"): 2,
+        }
+        for (tp, split, again), sbh in formulas.items():
+            options = {"sequence_parallel": split, "recompute": again}
+            config = _config(table, row, attention="explicit", dropout=0.1, **options)
+            found = sum(term.bytes for term in activation_terms(config, b, tp)) / (s * b * h)
+            what = f"tp={tp}{', sequence' if split else ''}{f', {again}' if again else ''}"
+            yield Cell(name, what, f"{sbh:.4f}", found)
+        if name == "530B":
+            printed = published(KORTHIKANTI, "text")["530B output tensors, GiB"]
+            size = row["pp"] * pipeline_message_bytes(config, b) / 2**30
+            yield Cell(name, "a stage's p outputs, GiB", printed, size)
+
+
 def _korthikanti_4() -> Iterator[Cell]:
     rows = published(KORTHIKANTI, "table 4")["rows"]
     base = rows["Baseline no recompute"][2]
@@ -288,6 +231,10 @@ PUBLISHED: dict[str, tuple[str, Callable[[], Iterator[Cell]], str]] = {
         "model and hardware FLOPs over 72BLsh^2, arXiv:2205.05198", _korthikanti_flops,
         "Selective recomputation runs 4Bs^2h again, so s/3h should be 2s/9h: an author of the "
         "paper agrees (NVIDIA/Megatron-LM#523).",
+    ),
+    "Korthikanti memory": (
+        "activations of a layer over sbh, arXiv:2205.05198", _korthikanti_memory,
+        "The paper's formulas, at the sizes of its table 3, beside the sum of our terms.",
     ),
     "Korthikanti table 4": (
         "a layer of 22B, arXiv:2205.05198", _korthikanti_4,

@@ -9,13 +9,12 @@ where they are, and g adds up. No concatenation. Megatron-LM:
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minimegatron.models.config import GPTConfig
+from minimegatron.models.fusion import causal_softmax
 from minimegatron.ranks.mesh import Axis
 from minimegatron.tensor_parallel.dropout import DropoutStreams, dropout
 from minimegatron.tensor_parallel.linear import ColumnParallelLinear, RowParallelLinear
@@ -59,10 +58,7 @@ class ParallelAttention(nn.Module):
         return self.out(heads.transpose(1, 2).reshape(batch, seq, self.heads * self.head_size))
 
     def _explicit(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        seq = query.shape[-2]
-        scores = query @ key.transpose(-2, -1) / math.sqrt(self.head_size)
-        future = torch.ones(seq, seq, dtype=torch.bool, device=query.device).triu(1)
-        weights = scores.masked_fill(future, -torch.inf).softmax(-1)
+        weights = causal_softmax(query @ key.transpose(-2, -1), self.head_size**-0.5)
         # Each rank holds other heads: their masks must differ.
         weights = dropout(
             weights, self.p, self.streams.different, self.training,

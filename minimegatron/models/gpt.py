@@ -64,10 +64,9 @@ class Embedding(nn.Module):
     def __init__(self, config: GPTConfig, axis: Axis) -> None:
         super().__init__()
         self.sequence_parallel, self.axis = config.sequence_parallel, axis
-        self.word = VocabParallelEmbedding(
-            config.vocab_size, config.hidden_size, axis, config.sequence_parallel
-        )
-        self.position = nn.Embedding(config.seq_length, config.hidden_size)
+        hidden = config.hidden_size
+        self.word = VocabParallelEmbedding(config.vocab_size, hidden, axis, self.sequence_parallel)
+        self.position = nn.Embedding(config.seq_length, hidden)
 
     def forward(self, tokens: Tensor) -> Tensor:
         positions = self.position.weight[: tokens.shape[1]]

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from minimegatron.pipeline_parallel.schedule import Action, Schedule
 from minimegatron.ranks.collectives import Handle, Message, broadcast, exchange, recv, send
-from minimegatron.ranks.ledger import phase
+from minimegatron.ranks.ledger import phase, span
 from minimegatron.ranks.mesh import Mesh
-from minimegatron.ranks.timing import span
 
 Batch = tuple[Tensor, Tensor]
 Later = list[Callable[[], None]]  # what W does: see tensor_parallel/deferred.py

@@ -11,7 +11,7 @@ Beyond a megabyte gloo's ring moves fewer bytes and wins. See pitfalls of gloo i
 
 from __future__ import annotations
 
-import time
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, overload
 
@@ -20,9 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ReduceOp
 
-from minimegatron.ranks.ledger import collective, phase, stamp_arrival, waiting
+from minimegatron.ranks.ledger import collective, phase, waiting
 from minimegatron.ranks.mesh import Axis
-from minimegatron.ranks.timing import arrival
 
 # Above this many bytes gloo's ring is as fast as pairwise exchange (`minimegatron bench`).
 PAIRWISE_LIMIT = 1 << 20
@@ -33,14 +32,17 @@ _COMBINE: dict[str, Callable[..., Tensor]] = {"sum": torch.add, "max": torch.max
 
 
 class Handle:
-    """A collective under way; `wait()` finishes it and returns its result."""
+    """A collective under way; `wait()` finishes it and returns its result.
+
+    `arrived()` tells whether it would return at once; False where nobody can know.
+    """
 
     def __init__(
         self, finish: Callable[[], Tensor], arrived: Callable[[], bool] = lambda: False
     ) -> None:
         self._finish: Callable[[], Tensor] | None = finish
         self._result: Tensor | None = None
-        self.arrived = arrived  # whether `wait` would return at once; False where nobody can tell
+        self.arrived = arrived
 
     def wait(self) -> Tensor:
         """The result, once it is there."""
@@ -58,23 +60,14 @@ def _run(
     op: str, axis: Axis, size: int, start: Callable[[], Callable[[], Tensor]], later: bool
 ) -> Any:
     """Record the collective, start it, and finish it now or when the handle is waited for."""
-    with collective(op, axis.name, axis.ranks, size, later=later) as mark:
-        due, finish = arrival(op, size, axis.size), start()
-
-        def finish_in_time() -> Tensor:
-            result = finish()
-            if due:
-                time.sleep(max(0.0, due - time.perf_counter()))
-            return result
-
+    with collective(op, axis.name, axis.ranks, size, later=later) as record:
+        finish = start()
         if not later:
-            return finish_in_time()
+            return finish()
 
     def finish_recorded() -> Tensor:
-        with waiting(op, axis.name, axis.ranks, size, mark):
-            if due and due < time.perf_counter():
-                mark("done", due)
-            return finish_in_time()
+        with waiting(op, axis.name, axis.ranks, size, record):
+            return finish()
 
     return Handle(finish_recorded)
 
@@ -156,8 +149,10 @@ def all_reduce(
 
 
 def _after(work: Any, axis: Axis, result: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    if dist.get_backend(axis.group) == "gloo":
-        stamp_arrival(work)
+    record = TRACE.record
+    if record is not None and dist.get_backend(axis.group) == "gloo":
+        with contextlib.suppress(RuntimeError):  # its thread tells the time; a reduce-scatter's not
+            work.get_future().add_done_callback(lambda _: record.arrived())
 
     def finish() -> Tensor:
         work.wait()
@@ -324,16 +319,16 @@ def exchange(messages: Sequence[Message], axis: Axis) -> list[Handle]:
     for op, x, position, of_phase in messages:
         peer, buffer = _peer(axis, position, "position"), _staged(x, axis)
         known = (op, axis.name, axis.ranks, _size(x))
-        with phase(of_phase), collective(*known, peer=peer, later=True) as mark:
+        with phase(of_phase), collective(*known, peer=peer, later=True) as record:
             way = dist.isend if op == "send" else dist.irecv
             calls.append(dist.P2POp(way, buffer, peer, axis.group))
-        started.append((known, mark, peer, x, buffer))
-    with waiting("exchange", axis.name, axis.ranks, 0, lambda *_: None):
+        started.append(((*known, record, peer), x, buffer))
+    with waiting("exchange", axis.name, axis.ranks, 0, None):
         works = dist.batch_isend_irecv(calls)  # NCCL's is one for all
 
-    def handle(work: Any, known: Any, mark: Any, peer: int, x: Tensor, buffer: Tensor) -> Handle:
+    def handle(work: Any, known: Any, x: Tensor, buffer: Tensor) -> Handle:
         def finish() -> Tensor:
-            with waiting(*known, mark, peer):
+            with waiting(*known):
                 work.wait()
             return x if buffer.data_ptr() == x.data_ptr() else x.detach().copy_(buffer)
 

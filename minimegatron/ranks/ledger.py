@@ -4,7 +4,8 @@ The paper counts its communication in words (section 3: "two all-reduces in the 
 two in the backward path" of a layer). Here the count is measured: each collective of the package,
 and each direct call of torch.distributed in a cell, passes through `collective` below. Bytes are
 those of the logical tensor, as nccl-tests counts; wire bytes are what one rank of a ring sends.
-Times are the host's: on a GPU they say when work was asked for, not when it ran.
+Times are seconds of the machine's clock, which all its ranks share; the host's, so that on a GPU
+they say when work was asked for, not when it ran.
 """
 
 from __future__ import annotations
@@ -12,10 +13,9 @@ from __future__ import annotations
 import contextlib
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
@@ -40,9 +40,8 @@ def ring_bytes(op: str, size: float, n: int) -> float:
 class Record:
     """One collective as one rank saw it: `axis` is its name, `size` the ranks along it.
 
-    Seconds since the ledger opened: `posted` when it was started, `waited` when the rank began to
-    stand still for it (at once, unless `async_op`), `done` when its result was there. None until
-    then. Times take no part in a comparison.
+    `posted`: when it was started; `waited`: when the rank began to stand still for it, at once
+    unless `async_op`; `done`: when its result was there. None until then, and not compared.
     """
 
     op: str
@@ -56,10 +55,13 @@ class Record:
     waited: float | None = field(default=None, compare=False, repr=False)
     done: float | None = field(default=None, compare=False, repr=False)
 
+    def arrived(self) -> None:
+        """The result is there, unless that is known already."""
+        self.done = self.done or time.perf_counter()
 
-@dataclass(frozen=True)
-class Span:
-    """Work that `mm.span` named, from `begin` to `end`, in seconds since the ledger opened."""
+
+class Span(NamedTuple):
+    """Work that `mm.span` named."""
 
     name: str
     phase: str
@@ -69,14 +71,10 @@ class Span:
 
 @dataclass
 class Ledger:
-    """The records of one rank between `with mm.ledger() as log:` and the end of the block.
-
-    `opened` is in seconds of the machine's clock, the same for all ranks of one machine.
-    """
+    """The records of one rank between `with mm.ledger() as log:` and the end of the block."""
 
     records: list[Record] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list, compare=False)
-    opened: float = field(default_factory=time.perf_counter, compare=False)
 
     def select(
         self, op: str | None = None, axis: str | None = None, phase: str | None = None
@@ -136,9 +134,6 @@ class Ledger:
         return "\n".join(lines or ["nothing was sent"])
 
 
-Mark = Callable[..., None]  # mark("waited"), mark("done", at=...): stamps a record, once
-
-
 class Trace:
     """What one process remembers about its collectives: the open ledgers and the shared board."""
 
@@ -146,9 +141,7 @@ class Trace:
         self.ledgers: list[Ledger] = []
         self.phase: str | None = None
         self.depth = 0
-        self.mark: Mark | None = None  # of the collective that is being started
-        self.network: Callable[[str, int, int], float] | None = None  # see timing.slow_network
-        self.network_free = 0.0
+        self.record: Record | None = None  # of the collective that is being started
         self.board: Board | None = None
         # Per group: how many collectives, and a checksum of their names in order.
         self.counts: dict[tuple[int, ...], tuple[int, int]] = {}
@@ -158,8 +151,7 @@ class Trace:
     def restart(self) -> None:
         """Forget the last call."""
         self.ledgers.clear()
-        self.phase, self.depth, self.received = None, 0, 0
-        self.mark, self.network = None, None
+        self.phase, self.depth, self.received, self.record = None, 0, 0, None
         self.counts.clear()
         self.sent.clear()
 
@@ -201,71 +193,66 @@ def ledger() -> Iterator[Ledger]:
         TRACE.ledgers[:] = [other for other in TRACE.ledgers if other is not log]
 
 
-def _stamp(entries: list[tuple[Ledger, Record]], moment: str, at: float | None = None) -> None:
-    now = time.perf_counter() if at is None else at
-    for log, record in entries:
-        if getattr(record, moment) is None:
-            setattr(record, moment, now - log.opened)
-
-
-def stamp_arrival(work: Any) -> None:
-    """gloo works in a thread of its own; note when the collective that is being started is done."""
-    if TRACE.mark is None or TRACE.network is not None:
-        return
-    with contextlib.suppress(RuntimeError):  # a reduce-scatter cannot tell
-        work.get_future().add_done_callback(partial(lambda mark, _: mark("done"), TRACE.mark))
+@contextlib.contextmanager
+def span(name: str) -> Iterator[None]:
+    """`with mm.span("weight gradient"):` names work in every open ledger."""
+    begin = time.perf_counter()
+    yield
+    named = Span(name, current_phase(), begin, time.perf_counter())
+    for log in TRACE.ledgers:
+        log.spans.append(named)
 
 
 @contextlib.contextmanager
 def collective(
     op: str, axis: str, ranks: list[int], size: int, *, peer: int | None = None, later: bool = False
-) -> Iterator[Mark]:
+) -> Iterator[Record | None]:
     """Around every collective: records it once (what it calls inside is not counted again).
 
     `ranks` are the global ranks that take part, `size` the bytes of the logical tensor, `peer` the
     global rank at the other end of a message. `later`: it is only started here, and `waiting` takes
-    the mark that this yields.
+    the record that this yields, None where no ledger is open.
     """
-    entries: list[tuple[Ledger, Record]] = []
-    mark = partial(_stamp, entries)
     if TRACE.depth:
-        yield mark
+        yield None
         return
+    record = None
     line = place.here() if TRACE.board or TRACE.ledgers else ""
     if op == "recv":  # a message is counted once, at its sender
         TRACE.received += 1
     else:
         wire = ring_bytes(op, size, len(ranks))
-        now = time.perf_counter()
-        for log in TRACE.ledgers:
-            posted = now - log.opened
+        if TRACE.ledgers:
+            posted = time.perf_counter()
             waited = None if later else posted
             record = Record(op, axis, len(ranks), current_phase(), size, wire, line, posted, waited)
-            log.records.append(record)
-            entries.append((log, record))
+            for log in TRACE.ledgers:
+                log.records.append(record)
         if peer is not None:
             TRACE.sent[peer] = TRACE.sent.get(peer, 0) + 1
         else:
             n, checksum = TRACE.counts.get(tuple(ranks), (0, 0))
             TRACE.counts[tuple(ranks)] = (n + 1, zlib.crc32(op.encode(), checksum))
-    TRACE.mark = mark if entries else None
+    TRACE.record = record
     with _inside(op, axis, line, ranks, peer, size, new=True):
-        yield mark
-    TRACE.mark = None
-    if not later:
-        mark("done")
+        yield record
+    TRACE.record = None
+    if record and not later:
+        record.arrived()
 
 
 @contextlib.contextmanager
 def waiting(
-    op: str, axis: str, ranks: list[int], size: int, mark: Mark, peer: int | None = None
+    op: str, axis: str, ranks: list[int], size: int, record: Record | None, peer: int | None = None
 ) -> Iterator[None]:
     """Around the wait for a collective that was started, and recorded, before."""
     line = place.here() if TRACE.board else ""
-    mark("waited")
+    if record:
+        record.waited = time.perf_counter()
     with _inside(op, axis, line, ranks, peer, size, new=False):
         yield
-    mark("done")
+    if record:
+        record.arrived()
 
 
 @contextlib.contextmanager

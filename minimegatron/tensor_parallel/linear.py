@@ -21,8 +21,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from minimegatron.ranks.collectives import Handle, all_gather, all_reduce, reduce_scatter
+from minimegatron.ranks.ledger import span
 from minimegatron.ranks.mesh import Axis
-from minimegatron.ranks.timing import span
 from minimegatron.ranks.using import replaced
 from minimegatron.tensor_parallel.deferred import Later, linear
 from minimegatron.tensor_parallel.operators import (

@@ -24,28 +24,21 @@ from minimegatron.tensor_parallel.dropout import DropoutStreams
 
 class _Recompute(Function):
     @staticmethod
-    def forward(  # runs without a graph: nothing inside is saved
-        ctx: Any,
-        function: Callable[..., Tensor],
-        streams: DropoutStreams,
-        wanted: Tensor,
-        *inputs: Tensor,
+    def forward(
+        ctx: Any, function: Any, streams: DropoutStreams, wanted: Tensor, *inputs: Tensor
     ) -> Tensor:
         ctx.function, ctx.streams, ctx.states = function, streams, streams.states()
         kind = inputs[0].device.type
         ctx.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         ctx.save_for_backward(*inputs)
-        return function(*inputs)
+        return function(*inputs)  # without a graph: nothing inside is saved
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if not torch.autograd._is_checkpoint_valid():  # type: ignore[attr-defined]
             raise RuntimeError("recompute needs loss.backward() without inputs=: it fills .grad")
-        wanted = ctx.needs_input_grad[3:]
-        inputs = [
-            x.detach().requires_grad_(w) for x, w in zip(ctx.saved_tensors, wanted, strict=True)
-        ]
+        inputs = [x.detach().requires_grad_(x.requires_grad) for x in ctx.saved_tensors]
         now = ctx.streams.states()
         ctx.streams.restore(ctx.states)
         with torch.enable_grad(), phase("recompute"), torch.autocast(*ctx.autocast):

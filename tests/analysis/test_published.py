@@ -46,6 +46,7 @@ def test_figures_are_those_that_the_papers_print() -> None:
     assert (last["tflops"], last["pct_peak"], last["agg_pflops"]) == ("163", "52", "502.0")
     assert published("2104.04473", "text")["gpt3"]["days"] == "34"
     assert published("2205.05198", "table 4")["rows"]["Selective + Sequence"][2:] == ["20.3", "4"]
+    assert published("2205.05198", "text")["530B output tensors, GiB"] == "2.73"
     assert published("1910.02054", "table 1")["os_g"] == [
         "120", "41.3", "21.6", "16.6", "15.4", "15.1"
     ]  # fmt: skip

@@ -107,6 +107,16 @@ def test_zero_1_and_2_send_what_plain_dp_sends_and_3_half_as_much_again() -> Non
     assert data_parallel_wire_bytes(1000, 4, 1, gradient=4, weight=2) == 6 * 1000 * 3 / 4
 
 
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_what_zero_sends_is_what_the_ledger_holds(zero: int) -> None:
+    report = mm.parity(CONFIG, dp=4, zero=zero, steps=1)
+    parameters = parameters_per_rank(CONFIG, 1)  # a multiple of 4: no padding
+    wanted = data_parallel_wire_bytes(parameters, 4, zero, gradient=FLOAT64, weight=FLOAT64)
+    for log in report.ledger:
+        moved = [r for r in log.select(axis="dp") if r.op in ("all_gather", "reduce_scatter")]
+        assert sum(r.wire_bytes for r in moved if r.phase != "other") == pytest.approx(wanted)
+
+
 def test_a_pipeline_sends_one_activation_a_micro_batch() -> None:
     config = mm.GPTConfig(51200, 2048, 12288, 96, 96)
     bsh = 2 * 2048 * 12288

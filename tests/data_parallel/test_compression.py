@@ -245,9 +245,9 @@ def model_on(mesh, **features):
     return mm.GPT(mm.GPTConfig(**(vars(CONFIG) | features)), mesh)
 
 
-def step_gradients(mesh, method, how, options=None, steps=1):
+def step_gradients(mesh, method, how, options=None, steps=1, **features):
     """The gradients after some steps, one for each parameter, and the ledger of the last step."""
-    model = model_on(mesh)
+    model = model_on(mesh, **features)
     mm.compress_gradients(model, method, **(options or {}))
     for step in range(steps):
         model.zero_grad()
@@ -281,13 +281,44 @@ def test_a_method_that_sends_everything_gives_the_gradients_of_none(method, how,
 
 
 @pytest.mark.parametrize("method", LOSSY)
-def test_all_copies_of_a_parameter_get_the_same_bits_along_dp_and_along_tp(method):
-    ranks = mm.launch(step_gradients, method, "overlap", None, 3, tp=2, dp=2)
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_all_copies_of_a_parameter_get_the_same_bits_along_dp_and_along_tp(
+    method, sequence_parallel
+):
+    def run(mesh):
+        return step_gradients(mesh, method, "overlap", steps=3, sequence_parallel=sequence_parallel)
+
+    ranks = mm.launch(run, tp=2, dp=2)
     for gradients, whole, _ in ranks[1:]:
         for name, gradient in ranks[0][0].items():
             assert torch.equal(gradients[name], gradient), name
         for name, gradient in ranks[0][1].items():
             assert torch.equal(whole[name], gradient), name
+
+
+def test_sequence_parallel_gradients_are_whole_when_everything_is_sent():
+    def run(mesh, method, sequence_parallel):
+        features = {"sequence_parallel": sequence_parallel}
+        return step_gradients(mesh, method, "plain", EVERYTHING.get(method), 1, **features)[0]
+
+    wanted = mm.launch(run, "none", False, tp=2, dp=2)[0]
+    for found in mm.launch(run, "top-k", True, tp=2, dp=2):
+        for name, gradient in wanted.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-14, msg=name)
+
+
+@pytest.mark.parametrize("method", LOSSY)
+def test_a_bf16_model_is_compressed_in_the_dtype_of_its_gradients(method):
+    def run(mesh):
+        torch.manual_seed(0)
+        model = mm.half_precision(mm.GPT(CONFIG, mesh), torch.bfloat16)
+        mm.compress_gradients(model, method)
+        mm.accumulate_gradients(model, [batch(mesh)])
+        mm.finish_gradients(model)
+        residuals = model.gradient_reducer.residual.values()
+        return {p.grad.dtype for p in model.parameters()} | {r.dtype for r in residuals}
+
+    assert mm.launch(run, dp=2) == [{torch.float32}] * 2
 
 
 def test_reductions_start_in_backward_before_the_first_layers_gradients_exist():
@@ -362,6 +393,34 @@ def test_the_residual_outlives_new_buckets():
     came = sum(kept for kept, _, _ in ranks)
     torch.testing.assert_close(ranks[0][1] + sum(left for _, _, left in ranks), came)
     assert ranks[0][1].count_nonzero() > 0
+
+
+def test_a_loss_scale_and_feedback_do_not_go_together():
+    model = mm.GPT(CONFIG)
+    mm.compress_gradients(model, "top-k")
+    with pytest.raises(ValueError, match="another loss scale: use precision='bf16'"):
+        mm.accumulate_gradients(model, [batch(model.mesh)], loss_scale=2.0)
+    mm.compress_gradients(model, "top-k", feedback=False)
+    mm.accumulate_gradients(model, [batch(model.mesh)], loss_scale=2.0)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_and_compression_do_not_go_together_in_either_order(stage):
+    def compressed_first(mesh):
+        model = mm.GPT(CONFIG, mesh)
+        mm.compress_gradients(model, "top-k")
+        mm.Zero(model, stage)
+
+    def zero_first(mesh):
+        model = mm.GPT(CONFIG, mesh)
+        mm.Zero(model, stage)
+        mm.compress_gradients(model, "none")  # nothing to object to
+        mm.compress_gradients(model, "top-k")
+
+    with pytest.raises(mm.RankError, match="ZeRO already, or a gradient reducer"):
+        mm.launch(compressed_first, dp=2)
+    with pytest.raises(mm.RankError, match="method='top-k' goes with zero=0 only"):
+        mm.launch(zero_first, dp=2)
 
 
 def test_none_takes_the_compression_away():

@@ -14,11 +14,10 @@ def test_each_bar_is_whole_and_cut_by_its_terms(drawn: list[Axes]) -> None:
     figures.model_costs(hidden=8, layers=1, seq=8, vocab=8)
     shapes = [p for p in drawn[0].patches if isinstance(p, Rectangle) and p.get_height() == BAR]
     bars = [p for p in shapes if p.get_linewidth() and not p.get_hatch()]
-    for row in range(3):
-        layers, middle, last = bars[3 * row : 3 * row + 3]
-        assert layers.get_x() == LEFT
-        assert middle.get_x() == pytest.approx(LEFT + layers.get_width())
-        assert last.get_x() + last.get_width() == pytest.approx(RIGHT)
+    for terms in (bars[:3], bars[3:6], bars[6:10]):
+        assert terms[0].get_x() == LEFT
+        assert terms[1].get_x() == pytest.approx(LEFT + terms[0].get_width())
+        assert terms[-1].get_x() + terms[-1].get_width() == pytest.approx(RIGHT)
     # 12 h^2 + 13 h + 2 h of a layer and the last norm, beside 8 rows of words and of positions.
     assert bars[0].get_width() == pytest.approx((RIGHT - LEFT) * 888 / (888 + 64 + 64))
     # 72 h^2, 12 s h, 6 V h: 72 to 12 to 6.
@@ -29,7 +28,9 @@ def test_the_words_hold_the_papers_model() -> None:
     alt = figures.model_costs().alt
     assert "parameters 1.21 B: layers 93.4%, words 6.5%, positions 0.1%" in alt
     assert "FLOPs a token 8.02 G: matrices 84.7%, scores 9.4%, head 5.9%" in alt
-    assert "bytes 21.8 GB" in alt
+    # 18 bytes a parameter, and of the layers 32 sbh, as no mask is kept, and little else.
+    assert "bytes, bf16 24.1 GB: weights 10.1%" in alt
+    assert "activations 9.3%" in alt
 
 
 def test_numbers_are_short() -> None:

@@ -9,17 +9,18 @@ from minimegatron.figures.overlap import chunk_ledger
 from minimegatron.ranks.ledger import Ledger, Record, Span
 
 
-def log(opened: float = 0.0, waited: float = 0.3) -> Ledger:
+def log(later: float = 0.0, waited: float = 0.3) -> Ledger:
     """An input gradient, its message, and a weight gradient meanwhile, one tenth of a second each.
 
-    Waiting begins at `waited`.
+    Waiting begins at `waited`; everything is `later` by so much.
     """
+    times = [t + later for t in (0.1, 0.2, 0.3, 0.4)]
     spans = [
-        Span("input gradient", "backward", 0.1, 0.2),
-        Span("weight gradient", "backward", 0.2, 0.3),
+        Span("input gradient", "backward", *times[:2]),
+        Span("weight gradient", "backward", *times[1:3]),
     ]
-    message = Record("all_reduce", "tp", 2, "backward", 8, 8.0, "", 0.2, waited, 0.4)
-    return Ledger([message], spans, opened)
+    message = ("all_reduce", "tp", 2, "backward", 8, 8.0, "", times[1], waited + later, times[3])
+    return Ledger([Record(*message)], spans)
 
 
 def boxes(axes: Axes, top: float) -> list[tuple[float, float]]:
@@ -41,8 +42,8 @@ def test_work_waits_and_messages_stand_where_the_clock_has_them(drawn: list[Axes
     assert "input gradient, all-reduce started, weight gradient, all-reduce waited" in picture.alt
 
 
-def test_ranks_whose_ledgers_opened_at_other_moments_share_one_clock(drawn: list[Axes]) -> None:
-    figures.overlap_timeline({"backward": [log(opened=7.0), log(opened=7.1)]})
+def test_the_ranks_share_one_clock(drawn: list[Axes]) -> None:
+    figures.overlap_timeline({"backward": [log(), log(later=0.1)]})
     (axes,) = drawn
     quarter, second = 720 / 4, 44 + 38 + 26 + 20
     assert boxes(axes, 44)[0][0] == pytest.approx(150)

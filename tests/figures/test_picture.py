@@ -14,6 +14,7 @@ from PIL import Image
 
 from minimegatron import figures
 from minimegatron.figures import picture as picture_module
+from minimegatron.figures.numbers import FORMATS
 from minimegatron.figures.overlap import chunks_modelled
 from minimegatron.figures.picture import Picture
 
@@ -100,6 +101,14 @@ EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
     },
     **{f"open_all_reduce {tp}": lambda tp=tp: figures.open_all_reduce(tp) for tp in (2, 4)},
     **{f"regions {sp}": lambda sp=sp: figures.sequence_regions(sp) for sp in (False, True)},
+    "number_formats": lambda: figures.number_formats(*FORMATS),
+    "fp16_line": lambda: figures.fp16_line(
+        "Gradients", {f"a longer name {i}": torch.ones(9) * 2.0 ** (20 * i - 60) for i in range(4)}
+    ),
+    "loss_scales": lambda: figures.loss_scales(
+        "Scales", {name: [2.0**k for k in range(32, 0, -1)] for name in "abcd"}, range(31)
+    ),
+    "loss_scales, quiet": lambda: figures.loss_scales("Scale", {"one": [65536.0] * 9}, []),
     "predicted_and_measured": lambda: figures.predicted_and_measured("Held", BARS, "bytes"),
 }
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from minimegatron.figures.tables import PUBLISHED, Cell, PublishedTable, published_table
+from minimegatron.figures.published import Cell, PublishedTable
+from minimegatron.figures.tables import PUBLISHED, published_table
 
 # Table -> {(row, column): (printed, computed)}, and how many cells it has.
 MISSED: dict[str, dict[tuple[str, str], tuple[str, str]]] = {
@@ -32,7 +33,8 @@ MISSED: dict[str, dict[tuple[str, str], tuple[str, str]]] = {
 CELLS = {
     "Megatron-LM table 1": 12, "Megatron-LM table 2": 6, "Megatron-LM figure 5": 7,
     "Megatron-LM table 8": 3, "Narayanan table 1": 12, "Narayanan text": 8,
-    "Korthikanti table 3": 8, "Korthikanti FLOPs": 8, "Korthikanti table 4": 9,
+    "Korthikanti table 3": 8, "Korthikanti FLOPs": 8, "Korthikanti memory": 25,
+    "Korthikanti table 4": 9,
     "ZeRO table 1": 18, "ZeRO figure 1": 4, "ZeRO text": 4, "Megatron-LM documentation": 12,
 }  # fmt: skip
 # Within the rounding of the figures they were computed from, not within their own.

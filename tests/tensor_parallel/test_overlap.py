@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import minimegatron as mm
+from minimegatron.experiments.slow_network import slow_network
 from minimegatron.tensor_parallel import linear
 
 
@@ -110,7 +111,7 @@ def column_backward(mesh):
     """The ledger of a column layer's backward, while messages take a tenth of a second."""
     layer = mm.ColumnParallelLinear(512, 1024, mesh.tp)
     y = layer(torch.randn(8, 512, 512, requires_grad=True))
-    with mm.slow_network(lambda op, size, n: 0.1), mm.ledger() as log:
+    with slow_network(lambda op, size, n: 0.1), mm.ledger() as log:
         y.sum().backward()
     return log
 
@@ -118,7 +119,7 @@ def column_backward(mesh):
 def row_forward(mesh, chunks):
     layer = mm.RowParallelLinear(2048, 512, mesh.tp, chunks=chunks)
     x = torch.randn(8, 512, 1024)
-    with mm.slow_network(lambda op, size, n: 0.2 / chunks), mm.ledger() as log:
+    with slow_network(lambda op, size, n: 0.2 / chunks), mm.ledger() as log:
         layer(x)
     return log
 
