@@ -26,6 +26,7 @@ from minimegatron.figures.picture import Picture
 from minimegatron.figures.predict import compare_prediction, predicted_and_measured
 from minimegatron.figures.processes import mesh, notebook_and_ranks
 from minimegatron.figures.ring import ring_all_reduce
+from minimegatron.figures.schedule import draw_schedule, explore_schedule, schedule_chart
 from minimegatron.figures.timeline import bucket_timeline
 from minimegatron.figures.vocabulary import (
     embedding_rows,
@@ -45,11 +46,13 @@ __all__ = [
     "compare_prediction",
     "course_map",
     "curves",
+    "draw_schedule",
     "dropout_masks",
     "embedding_rows",
     "explore_all_reduce",
     "explore_gelu",
     "explore_qkv",
+    "explore_schedule",
     "explore_split",
     "explore_vocabulary",
     "f_and_g",
@@ -67,6 +70,7 @@ __all__ = [
     "qkv_rows",
     "ring_all_reduce",
     "row_bias",
+    "schedule_chart",
     "split_batch",
     "split_columns",
     "split_rows",

@@ -23,9 +23,7 @@ Wires = dict[End, End]
 AFTER = {"B": "F", "I": "F", "W": "I", "SEND_F": "F", "SEND_B": "BI"}  # on the same chunk
 
 
-def validate(
-    schedule: Schedule, sends: str = "posted", max_in_flight: float | None = None
-) -> None:
+def validate(schedule: Schedule, sends: str = "posted", max_in_flight: float | None = None) -> None:
     """Raises ScheduleError for the first rule that is broken: rank, action, rule.
 
     Args:
