@@ -137,11 +137,12 @@ def _rows(axes: Axes, timeline: Timeline, pitch: float) -> None:
     boxes: dict[tuple[str, str], list[Box]] = defaultdict(list)  # by ink and hatch
     fills: dict[tuple[str, str], list[str]] = defaultdict(list)
     labels: dict[str, list[Label]] = defaultdict(list)
-    grounds: dict[str, list[Box]] = defaultdict(list)
+    grounds: list[tuple[str, Box]] = []
+    names: list[Label] = []
     for rank, each in enumerate(spans):
         colour, top = rank_colour(rank), TOP + pitch * rank
         if rank % math.ceil(LETTER / pitch) == 0:
-            words(axes, 10, top + pitch / 2 - 2, f"rank {rank}", align="left", size=SMALL)
+            names.append((10, top + pitch / 2 - 2, f"rank {rank}"))
         for (kind, n, chunk), start, end in each:
             look = ink_on(colour), HATCHES[kind]
             x, y, wide = LEFT + scale * (start - begin), top + drop * chunk, scale * (end - start)
@@ -154,20 +155,22 @@ def _rows(axes: Axes, timeline: Timeline, pitch: float) -> None:
                 labels[look[0]].append((x + wide / 2, y + high / 2, str(n)))
                 if look[1]:
                     ground = x + (wide - need) / 2, y + (high - 14) / 2, need, 14.0
-                    grounds[colour].append(ground)
+                    grounds.append((colour, ground))
     every = [box for found in boxes.values() for box in found]
     colours = [colour for found in fills.values() for colour in found]
     _shape(axes, _corners(every), fc=colours, linewidth=0)
     for (ink, hatch), found in boxes.items():
         _shape(axes, [_outline(found)], fc="none", ec=ink, hatch=hatch, linewidth=0.8)
-    for colour, found in grounds.items():
-        _shape(axes, [_outline(found)], fc=colour, linewidth=0)
+    if grounds:
+        under = [colour for colour, _ in grounds]
+        _shape(axes, _corners([ground for _, ground in grounds]), fc=under, linewidth=0)
     for ink, numbers in labels.items():
-        _shape(axes, [_numbers(numbers)], fc=ink, linewidth=0)
+        _write(axes, numbers, ink)
+    _write(axes, names, align=0)
 
 
 Box = tuple[float, float, float, float]  # left, top, width, height
-Label = tuple[float, float, str]  # the middle, and a number
+Label = tuple[float, float, str]  # where, and what is written there
 Steps = list[tuple[float, float]]  # from this time on, that many
 
 
@@ -192,23 +195,24 @@ def _idle(axes: Axes, boxes: Sequence[Box]) -> None:
 
 
 @cache
-def _glyph(number: str) -> Path:
-    """The outline of a number around (0, 0), in pixels, y downwards."""
-    path = TextPath((0, 0), number, size=LETTER, prop=FontProperties("DejaVu Sans"))
+def _glyph(text: str, align: float) -> Path:
+    """The outline of a short text, in pixels, y downwards, around its middle or one of its ends."""
+    path = TextPath((0, 0), text, size=LETTER, prop=FontProperties("DejaVu Sans"))
     box = path.get_extents()
-    vertices = (np.asarray(path.vertices) - [(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2]) * [
-        1,
-        -1,
-    ]
-    return Path(vertices, path.codes)
+    origin = [box.x0 + align * box.width, (box.y0 + box.y1) / 2]
+    return Path((np.asarray(path.vertices) - origin) * [1, -1], path.codes)
 
 
-def _numbers(labels: Sequence[Label]) -> Path:
-    """All numbers as one Path: as text, a hundred of them take longer than all the rest."""
-    glyphs = [(x, y, _glyph(number)) for x, y, number in labels]
+def _write(axes: Axes, labels: Sequence[Label], ink: str = INK, align: float = 0.5) -> None:
+    """All labels as one shape: as text, a hundred of them take longer than all the rest.
+
+    `align`: where x lies in each, from 0 (its left end) to 1.
+    """
+    glyphs = [(x, y, _glyph(text, align)) for x, y, text in labels]
     vertices = [np.asarray(glyph.vertices) + [x, y] for x, y, glyph in glyphs]
     codes = [np.asarray(glyph.codes) for *_, glyph in glyphs]
-    return Path(np.concatenate(vertices), np.concatenate(codes))
+    whole = Path(np.concatenate(vertices), np.concatenate(codes))
+    _shape(axes, [whole], fc=ink, linewidth=0)
 
 
 def _held(timeline: Timeline) -> list[Steps]:
@@ -226,19 +230,19 @@ def _in_flight(axes: Axes, timeline: Timeline, held: list[Steps], top: float, pi
     begin = min(spans[0][1] for spans in timeline.spans)
     scale = (RIGHT - LEFT) / timeline.total_time
     unit = (pitch - 4) / max(number for steps in held for _, number in steps)
-    shapes = []
+    shapes, names, most = [], [], []
     for rank, steps in enumerate(held):
         floor = top + pitch * (rank + 1) - 3
         x = LEFT + scale * (np.repeat([at for at, _ in steps], 2) - begin)
         y = floor - unit * np.repeat([0, *(number for _, number in steps)], 2)[1:-1]
-        shapes.append(np.column_stack([[*x, RIGHT], [*y, floor]]))
-        axes.plot([LEFT, RIGHT], [floor, floor], color=INK, linewidth=0.5)
+        shapes.append(np.column_stack([[LEFT, *x, RIGHT], [floor, *y, floor]]))
         if rank % math.ceil(LETTER / pitch) == 0:
-            words(axes, 10, floor - pitch / 2 + 2, f"rank {rank}", align="left", size=SMALL)
-            most = f"{max(number for _, number in steps):g}"
-            words(axes, 896, floor - pitch / 2 + 2, most, align="right", size=SMALL)
+            names.append((10, floor - pitch / 2 + 2, f"rank {rank}"))
+            most.append((896, floor - pitch / 2 + 2, f"{max(n for _, n in steps):g}"))
     colours = [rank_colour(rank) for rank in range(len(held))]
     _shape(axes, shapes, fc=colours, ec=INK, linewidth=0.8)
+    _write(axes, names, align=0)
+    _write(axes, most, align=1)
 
 
 def draw_schedule(schedule: str, p: int, m: int, v: int = 2, ratio: float = 2.0) -> Picture:

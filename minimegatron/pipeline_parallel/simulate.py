@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
-from typing import Any
 
 from minimegatron.pipeline_parallel.schedule import Action, Schedule
 
@@ -88,23 +86,16 @@ def simulate(
         if len(costs[kind]) != stages or min(*costs[kind], comm, link) < 0:
             raise ValueError(f"a cost is one number, or {stages} (one a stage), and never negative")
     costs["B"] = [i + w for i, w in zip(costs["I"], costs["W"], strict=True)]
-    # (step, stage) -> when the input from the stage a step before is there, for each micro-batch
+    stage_of = {schedule.place(stage): stage for stage in range(stages)}
+    owner = [rank for rank, _ in stage_of]
+    at_once: list[float | None] = [0.0] * schedule.m  # for the ends of the pipeline, and for W
+    # (step, stage) -> for each micro-batch, when the input from the stage a step before is there
     arrivals: dict[tuple[int, int], list[float | None]] = {
         (step, stage): [None] * schedule.m
         for step in (1, -1)
         for stage in range(stages)
         if 0 <= stage - step < stages
     }
-    plans: list[dict[tuple[str, int], Any]] = [{} for _ in schedule.actions]
-    for (kind, step), stage in product(STEP.items(), range(stages)):
-        rank, chunk = schedule.place(stage)
-        source, target = arrivals.get((step, stage)), arrivals.get((step, stage + step))
-        plans[rank][kind, chunk] = (
-            source,
-            target,
-            costs[kind][stage],
-            schedule.place(stage + step)[0],
-        )
     todo = [deque(a for a in actions if a.kind in STEP) for actions in schedule.actions]
     spans: list[list[tuple[Action, float, float]]] = [[] for _ in todo]
     link_free: dict[tuple[int, int], float] = defaultdict(float)
@@ -114,19 +105,18 @@ def simulate(
             now = spans[rank][-1][2] if spans[rank] else 0.0
             while actions:
                 kind, n, chunk = actions[0]
-                source, target, cost, peer = plans[rank][kind, chunk]
-                ready = source[n] if source else 0.0
+                step, stage = STEP[kind], stage_of[rank, chunk]
+                ready = arrivals.get((step, stage), at_once)[n]
                 if ready is None:
                     break
                 start = max(ready, now)
-                now = start + cost
+                now = start + costs[kind][stage]
                 spans[rank].append((actions.popleft(), start, now))
-                if target:
-                    arrival = now
-                    if peer != rank:
-                        link_free[rank, peer] = max(now, link_free[rank, peer]) + link
-                        arrival = link_free[rank, peer] + comm
-                    target[n] = arrival
+                if target := arrivals.get((step, stage + step)):
+                    target[n], way = now, (rank, owner[stage + step])
+                    if way[1] != rank:
+                        link_free[way] = max(now, link_free[way]) + link
+                        target[n] = link_free[way] + comm
     if left:
         schedule.validate()
     return Timeline(schedule, spans)
