@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch.distributed.pipelining import schedules as torch_schedules
 
 import minimegatron as mm
@@ -160,7 +161,8 @@ def test_what_torch_writes_is_read_and_valid(made: mm.Schedule, tmp_path: Path) 
     mm.Schedule.from_csv(text).validate()
 
 
-def test_gpipe_is_torch_s_order_and_torch_s_1f1b_still_forgets_a_forward() -> None:
+@pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="a bug of torch 2.13")
+def test_torch_s_gpipe_is_ours_and_its_1f1b_forgets_a_forward_of_the_last_rank() -> None:
     """torch 2.13's Schedule1F1B tells the last rank's order wrong; ours is not taken from it."""
     for p, m in ((2, 4), (4, 8)):
         stub = SimpleNamespace(pp_group_size=p, _num_stages=p, _n_microbatches=m)
