@@ -31,6 +31,7 @@ from minimegatron.figures.predict import compare_prediction, predicted_and_measu
 from minimegatron.figures.processes import mesh, notebook_and_ranks
 from minimegatron.figures.ring import ring_all_reduce
 from minimegatron.figures.scales import loss_scales
+from minimegatron.figures.schedule import draw_schedule, explore_schedule, schedule_chart
 from minimegatron.figures.sequence import open_all_reduce, sequence_regions
 from minimegatron.figures.tables import published_table
 from minimegatron.figures.timeline import bucket_timeline
@@ -52,6 +53,7 @@ __all__ = [
     "compare_prediction",
     "course_map",
     "curves",
+    "draw_schedule",
     "dropout_masks",
     "embedding_rows",
     "explore_all_reduce",
@@ -60,6 +62,7 @@ __all__ = [
     "explore_loss_scale",
     "explore_model",
     "explore_qkv",
+    "explore_schedule",
     "explore_split",
     "explore_vocabulary",
     "f_and_g",
@@ -85,6 +88,7 @@ __all__ = [
     "ring_all_reduce",
     "row_bias",
     "sequence_regions",
+    "schedule_chart",
     "split_batch",
     "split_columns",
     "split_rows",

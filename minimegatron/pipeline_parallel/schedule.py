@@ -13,16 +13,14 @@ with v=2 rank 0 has the first and the last stage (ZB-V, arXiv:2401.10241, sectio
 
 from __future__ import annotations
 
-import csv
 import re
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
-# torch.distributed.pipelining writes stage, kind, micro-batch. Left out here: an idle rank's empty
-# cells, and what FSDP does between (2UNSHARD).
+# The notation of torch.distributed.pipelining: stage, kind, micro-batch.
 _CELL = re.compile(r"(\d+)(SEND_F|RECV_F|SEND_B|RECV_B|[FBIW])(\d+)")
-_NO_ACTION = re.compile(r"(\d+(UNSHARD|RESHARD|REDUCE_GRAD))?")
+FSDP = ("UNSHARD", "RESHARD", "REDUCE_GRAD")  # what torch writes between for sharded stages
 
 
 class Action(NamedTuple):
@@ -94,28 +92,30 @@ class Schedule:
 
     def to_csv(self) -> str:
         """One row a rank, a cell an action, in torch's notation: 0F0, 3B1, 1SEND_F2."""
-        return "".join(
-            ",".join(f"{self.stage(rank, chunk)}{kind}{n}" for kind, n, chunk in actions) + "\n"
+        rows = [
+            ",".join(f"{self.stage(rank, chunk)}{kind}{n}" for kind, n, chunk in actions)
             for rank, actions in enumerate(self.actions)
-        )
+        ]
+        return "\n".join(rows) + "\n"
 
     @classmethod
     def from_csv(cls, text: str, m: int | None = None) -> Schedule:
         """The schedule of such rows; `m` is, unless given, one more than the last micro-batch.
 
+        Empty cells (idle) and those of FSDP (0UNSHARD) are left out.
         Raises ScheduleError for a cell that is none, and for one whose stage lies on another rank.
         """
-        rows = list(csv.reader(text.strip().splitlines()))
+        rows = [row.split(",") for row in text.strip().splitlines()]
         found = []
         for rank, cell in ((rank, cell.strip()) for rank, row in enumerate(rows) for cell in row):
             if match := _CELL.fullmatch(cell):
                 found.append((rank, int(match[1]), match[2], int(match[3])))
-            elif not _NO_ACTION.fullmatch(cell):
+            elif cell and not cell.endswith(FSDP):
                 raise ScheduleError(rank, cell, "a cell is like 0F0, 3B1, 1I2 or 1SEND_F2")
         p, last = len(rows), max((stage for _, stage, _, _ in found), default=0)
         m = m or 1 + max((n for *_, n in found), default=0)
         v_shaped = any(stage % p != rank for rank, stage, _, _ in found)
-        schedule = cls([[] for _ in rows], m, last // p + 1, v_shaped)
+        schedule = cls([[] for _ in rows], m, last // max(p, 1) + 1, v_shaped)
         for rank, stage, kind, n in found:
             owner, chunk = schedule.place(stage)
             if owner != rank:

@@ -37,7 +37,7 @@ def interleaved(p: int, m: int, v: int, warmup_factor: int = 2) -> Schedule:
     (p - rank - 1) * 2 + (v - 1) * p. With `warmup_factor=1` in place of the 2 each rank holds less,
     and has nothing to do while a message travels. Raises ValueError where p does not divide m.
     """
-    if m % p:
+    if p < 1 or m % p:
         raise ValueError(f"interleaved takes micro-batches in groups of p={p}, and m={m}")
     chunks = [chunk for _ in range(m // p) for chunk in range(v) for _ in range(p)]
     warmups = [(p - rank - 1) * warmup_factor + (v - 1) * p for rank in range(p)]
@@ -76,7 +76,8 @@ def zbv(p: int, m: int) -> Schedule:
     for r in range(p):
         fill = [f0] * (2 * (p - r) - 1) + [f1, f0] * r
         steady = second * (p - r) + (first + second) * (more + r) + [i0, w0, *second] * (p - 1 - r)
-        drain = [i0, i1] * r + [i0, w0] * (p - r) + [w1, w0] * r
+        late = [w0, w1] * r + [w0] * (p - r)  # the Ws that are left, in the order of their Is
+        drain = [i0, i1] * r + [each for w in late[: p - r] for each in (i0, w)] + late[p - r :]
         ranks.append([each for each in _numbered(fill + steady + drain) if each.microbatch < m])
     return Schedule(ranks, m, v=2, v_shaped=True)
 
@@ -135,3 +136,5 @@ def make_schedule(name: str, p: int, m: int, v: int = 1) -> Schedule:
     if v > 1:
         raise ValueError(f"schedule={name!r} with chunks={v}: only 'interleaved' has more than one")
     return BY_NAME[name](p, m)
+=======
+>>>>>>> de08f31f67cab2605d13ad402ed3e2f1a2defec4

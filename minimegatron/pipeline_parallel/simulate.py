@@ -50,7 +50,9 @@ class Timeline:
         `ranks_meet=False`: the ranks need not end a step together; its cost is `longest_rank`.
         """
         cost = self.total_time if ranks_meet else self.longest_rank
-        return (cost - self.ideal_time) / {"ideal": self.ideal_time, "total": cost}[of]
+        if of not in ("ideal", "total"):
+            raise ValueError(f'the bubble is a fraction of="ideal" or of="total", not {of!r}')
+        return (cost - self.ideal_time) / (self.ideal_time if of == "ideal" else cost)
 
     @property
     def peak_in_flight(self) -> list[float]:
@@ -84,10 +86,18 @@ def simulate(
         if len(costs[kind]) != stages or min(*costs[kind], comm, link) < 0:
             raise ValueError(f"a cost is one number, or {stages} (one a stage), and never negative")
     costs["B"] = [i + w for i, w in zip(costs["I"], costs["W"], strict=True)]
-    owner = [schedule.place(stage)[0] for stage in range(stages)]
+    stage_of = {schedule.place(stage): stage for stage in range(stages)}
+    owner = [rank for rank, _ in stage_of]
+    at_once: list[float | None] = [0.0] * schedule.m  # for the ends of the pipeline, and for W
+    # (step, stage) -> for each micro-batch, when the input from the stage a step before is there
+    arrivals: dict[tuple[int, int], list[float | None]] = {
+        (step, stage): [None] * schedule.m
+        for step in (1, -1)
+        for stage in range(stages)
+        if 0 <= stage - step < stages
+    }
     todo = [deque(a for a in actions if a.kind in STEP) for actions in schedule.actions]
     spans: list[list[tuple[Action, float, float]]] = [[] for _ in todo]
-    there: dict[tuple[int, int, int], float] = {}  # step, stage, micro-batch -> when to be used
     link_free: dict[tuple[int, int], float] = defaultdict(float)
     left = -1
     while left != (left := sum(map(len, todo))):
@@ -95,22 +105,18 @@ def simulate(
             now = spans[rank][-1][2] if spans[rank] else 0.0
             while actions:
                 kind, n, chunk = actions[0]
-                step, stage = STEP[kind], schedule.stage(rank, chunk)
-                ready = 0.0
-                if step and 0 <= stage - step < stages:
-                    ready = there.pop((step, stage, n), -1.0)
-                    if ready < 0:
-                        break
+                step, stage = STEP[kind], stage_of[rank, chunk]
+                ready = arrivals.get((step, stage), at_once)[n]
+                if ready is None:
+                    break
                 start = max(ready, now)
                 now = start + costs[kind][stage]
                 spans[rank].append((actions.popleft(), start, now))
-                if step and 0 <= stage + step < stages:
-                    peer, arrival = owner[stage + step], now
-                    if peer != rank:
-                        arrival = max(now, link_free[rank, peer]) + link
-                        link_free[rank, peer] = arrival
-                        arrival += comm
-                    there[step, stage + step, n] = arrival
+                if target := arrivals.get((step, stage + step)):
+                    target[n], way = now, (rank, owner[stage + step])
+                    if way[1] != rank:
+                        link_free[way] = max(now, link_free[way]) + link
+                        target[n] = link_free[way] + comm
     if left:
         schedule.validate()
     return Timeline(schedule, spans)

@@ -115,6 +115,8 @@ def _check_progress(schedule: Schedule, wires: Wires, sends: str) -> None:
         TopologicalSorter(waits_for).prepare()
     except CycleError as error:
         steps = [orders[step] for step in pairwise(error.args[1])]
+        while steps[0][0] == steps[-1][0]:  # begin where one rank's part begins
+            steps.insert(0, steps.pop())
         runs = [list(run) for _, run in groupby(steps, key=lambda step: step[0])]
         told = [f"rank {run[0][0]} does {run[0][1]} before {run[-1][2]}" for run in runs]
         rule = f"deadlock with {sends} sends: {', '.join(told)}"

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ReduceOp
 
-from minimegatron.ranks.ledger import collective, phase, waiting
+from minimegatron.ranks.ledger import TRACE, collective, phase, waiting
 from minimegatron.ranks.mesh import Axis
 
 # Above this many bytes gloo's ring is as fast as pairwise exchange (`minimegatron bench`).
