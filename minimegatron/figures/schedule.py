@@ -59,7 +59,7 @@ def schedule_chart(timeline: Timeline, title: str = "") -> Picture:
 
     Raises ValueError for more than 4096 actions, of which nothing could be seen.
     """
-    count = sum(map(len, timeline.spans))
+    count = sum(map(len, timeline.starts))
     if not 0 < count <= MOST:
         raise ValueError(f"schedule_chart draws 1 to {MOST} actions, and this has {count}")
     p, v = timeline.schedule.p, timeline.schedule.v

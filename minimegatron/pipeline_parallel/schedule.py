@@ -14,7 +14,7 @@ with v=2 rank 0 has the first and the last stage (ZB-V, arXiv:2401.10241, sectio
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -77,6 +77,11 @@ class Schedule:
         change = {"F": 1, "B": -1, "W": -1}
         steps = (change.get(action.kind, 0) for action in self.actions[rank])
         return [held / self.v for held in accumulate(steps)]
+
+    def without_messages(self) -> Schedule:
+        """The computations alone."""
+        rows = [[a for a in actions if "_" not in a.kind] for actions in self.actions]
+        return replace(self, actions=rows)
 
     def with_messages(self) -> Schedule:
         """The same computations with SEND_F, RECV_F, SEND_B, RECV_B between them; messages.py."""

@@ -8,9 +8,10 @@ arXiv:2401.10241, section 5.3: (p - 1)/(m + p - 1)).
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import sub
 
 from minimegatron.pipeline_parallel.schedule import Action, Schedule
 
@@ -19,16 +20,25 @@ STEP = {"F": 1, "B": -1, "I": -1, "W": 0}  # a result is used this many stages f
 
 @dataclass(frozen=True)
 class Timeline:
-    """When each rank did what, simulated or measured: `spans[rank]` holds (action, start, end)."""
+    """When each rank did what, simulated or measured.
 
-    schedule: Schedule
-    spans: list[list[tuple[Action, float, float]]]
+    `starts[rank]` and `ends[rank]` are the times of `schedule.actions[rank]`, one by one.
+    """
+
+    schedule: Schedule  # without messages
+    starts: list[list[float]]
+    ends: list[list[float]]
+
+    @property
+    def spans(self) -> list[list[tuple[Action, float, float]]]:
+        """For each rank (action, start, end), in order."""
+        ranks = zip(self.schedule.actions, self.starts, self.ends, strict=True)
+        return [list(zip(*rank, strict=True)) for rank in ranks]
 
     @property
     def total_time(self) -> float:
         """From the first start to the last end."""
-        starts, ends = zip(*((spans[0][1], spans[-1][2]) for spans in self.spans), strict=True)
-        return max(ends) - min(starts)
+        return max(ends[-1] for ends in self.ends) - min(starts[0] for starts in self.starts)
 
     @property
     def longest_rank(self) -> float:
@@ -37,12 +47,12 @@ class Timeline:
         It is what a step costs where each rank takes its optimizer step at once, without waiting
         for the others (arXiv:2401.10241, section 4; the cost in its bubble rate, section 5.3).
         """
-        return max(spans[-1][2] - spans[0][1] for spans in self.spans)
+        return max(e[-1] - s[0] for s, e in zip(self.starts, self.ends, strict=True))
 
     @property
     def ideal_time(self) -> float:
         """The work of the busiest rank."""
-        return max(sum(end - start for _, start, end in spans) for spans in self.spans)
+        return max(sum(map(sub, e, s)) for s, e in zip(self.starts, self.ends, strict=True))
 
     def bubble(self, of: str = "ideal", ranks_meet: bool = True) -> float:
         """The time beyond the ideal, as a fraction of the `of="ideal"` or the `of="total"` time.
@@ -79,7 +89,7 @@ def simulate(
         link: the time that a message holds the way from its rank to the other before that; the
             next message waits. Bytes over bandwidth, where `comm` is the latency.
     """
-    stages = schedule.p * schedule.v
+    schedule, stages = schedule.without_messages(), schedule.p * schedule.v
     costs: dict[str, list[float]] = {}
     for kind, cost in (("F", forward), ("I", input_grad), ("W", weight_grad)):
         costs[kind] = list(cost) if isinstance(cost, Sequence) else [cost / schedule.v] * stages
@@ -96,27 +106,28 @@ def simulate(
         for stage in range(stages)
         if 0 <= stage - step < stages
     }
-    todo = [deque(a for a in actions if a.kind in STEP) for actions in schedule.actions]
-    spans: list[list[tuple[Action, float, float]]] = [[] for _ in todo]
+    timeline = Timeline(schedule, [[] for _ in schedule.actions], [[] for _ in schedule.actions])
     link_free: dict[tuple[int, int], float] = defaultdict(float)
-    left = -1
-    while left != (left := sum(map(len, todo))):
-        for rank, actions in enumerate(todo):
-            now = spans[rank][-1][2] if spans[rank] else 0.0
-            while actions:
-                kind, n, chunk = actions[0]
+    done = -1
+    while done != (done := sum(map(len, timeline.ends))):
+        for rank, actions in enumerate(schedule.actions):
+            starts, ends = timeline.starts[rank], timeline.ends[rank]
+            now = ends[-1] if ends else 0.0
+            while len(ends) < len(actions):
+                kind, n, chunk = actions[len(ends)]
                 step, stage = STEP[kind], stage_of[rank, chunk]
                 ready = arrivals.get((step, stage), at_once)[n]
                 if ready is None:
                     break
                 start = max(ready, now)
                 now = start + costs[kind][stage]
-                spans[rank].append((actions.popleft(), start, now))
+                starts.append(start)
+                ends.append(now)
                 if target := arrivals.get((step, stage + step)):
                     target[n], way = now, (rank, owner[stage + step])
                     if way[1] != rank:
                         link_free[way] = max(now, link_free[way]) + link
                         target[n] = link_free[way] + comm
-    if left:
-        schedule.validate()
-    return Timeline(schedule, spans)
+    if done < sum(map(len, schedule.actions)):
+        schedule.validate()  # says who waits for whom
+    return timeline

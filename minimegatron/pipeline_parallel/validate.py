@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from itertools import groupby, pairwise
 
@@ -32,15 +31,15 @@ def validate(schedule: Schedule, sends: str = "posted", max_in_flight: float | N
     """
     if sends not in ("posted", "blocking"):
         raise ValueError(f'sends is "posted" or "blocking", not {sends!r}')
-    bare = [[a for a in actions if "_" not in a.kind] for actions in schedule.actions]
+    bare = schedule.without_messages()
     places = [(n, chunk) for n in range(schedule.m) for chunk in range(schedule.v)]
-    for rank, actions in enumerate(bare):
+    for rank, actions in enumerate(bare.actions):
         split = {action[1:] for action in actions if action.kind in ("I", "W")}
         kinds = ((place, "FIW" if place in split else "FB") for place in places)
         _check_same(rank, actions, [Action(k, *place) for place, each in kinds for k in each])
-    full = replace(schedule, actions=bare).with_messages()
+    full = bare.with_messages()
     wires = messages(full)
-    if bare != schedule.actions:
+    if bare != schedule:
         for rank, actions in enumerate(schedule.actions):
             _check_same(rank, actions, full.actions[rank])
         full = schedule

@@ -78,11 +78,8 @@ def test_the_words_are_computed_from_what_is_drawn() -> None:
 
 def test_a_measured_timeline_is_drawn_from_its_own_start() -> None:
     made = mm.one_f_one_b(2, 1)
-    spans = [
-        [(A("F", 0), 10.0, 11.0), (A("B", 0), 15.0, 17.0)],
-        [(A("F", 0), 11.5, 12.5), (A("B", 0), 12.5, 14.5)],
-    ]
-    picture = figures.schedule_chart(mm.Timeline(made, spans), "measured, in ms")
+    starts, ends = [[10.0, 15.0], [11.5, 12.5]], [[11.0, 17.0], [12.5, 14.5]]
+    picture = figures.schedule_chart(mm.Timeline(made, starts, ends), "measured, in ms")
     assert picture.alt.startswith("measured, in ms.")
     assert "rank 1 from 1.5 to 4.5, at work for 3" in picture.alt
     simulated = figures.schedule_chart(mm.simulate(made, comm=0.5), "measured, in ms")
@@ -93,7 +90,7 @@ def test_too_many_actions_or_none_are_refused() -> None:
     with pytest.raises(ValueError, match="draws 1 to 4096 actions, and this has 4104"):
         figures.schedule_chart(mm.simulate(mm.gpipe(1, 2052)))
     with pytest.raises(ValueError, match="this has 0"):
-        figures.schedule_chart(mm.Timeline(mm.gpipe(1, 1), [[]]))
+        figures.schedule_chart(mm.Timeline(mm.gpipe(1, 1), [[]], [[]]))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -250,11 +250,8 @@ def test_messages_in_the_schedule_change_nothing() -> None:
 
 def test_a_measured_timeline_has_the_same_properties() -> None:
     made = mm.one_f_one_b(2, 1)
-    spans = [
-        [(mm.Action("F", 0), 10.0, 11.0), (mm.Action("B", 0), 14.5, 16.5)],
-        [(mm.Action("F", 0), 11.5, 12.5), (mm.Action("B", 0), 12.5, 14.5)],
-    ]
-    found = mm.Timeline(made, spans)
+    starts, ends = [[10.0, 14.5], [11.5, 12.5]], [[11.0, 16.5], [12.5, 14.5]]
+    found = mm.Timeline(made, starts, ends)
     assert (found.total_time, found.longest_rank, found.ideal_time) == (6.5, 6.5, 3.0)
     assert found.bubble(of="total") == 3.5 / 6.5
 
