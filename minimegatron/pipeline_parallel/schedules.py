@@ -141,5 +141,3 @@ def make_schedule(name: str, p: int, m: int, v: int = 1) -> Schedule:
     if v > 1:
         raise ValueError(f"schedule={name!r} with chunks={v}: only 'interleaved' has more than one")
     return BY_NAME[name](p, m)
-=======
->>>>>>> de08f31f67cab2605d13ad402ed3e2f1a2defec4
