@@ -6,6 +6,7 @@
 Every function returns a Picture, which shows itself in a notebook and says itself in words.
 """
 
+from minimegatron.figures.activations import activation_bars, explore_activations, ways_to_save
 from minimegatron.figures.bars import stacked_bars
 from minimegatron.figures.batch import split_batch, steps_against_batch, token_weights
 from minimegatron.figures.collective import collective
@@ -14,6 +15,7 @@ from minimegatron.figures.course import course_map, key
 from minimegatron.figures.curves import curves
 from minimegatron.figures.gelu import explore_gelu, gelu_of_sum
 from minimegatron.figures.heads import attention_heads, explore_qkv, heads_to_sheets, qkv_rows
+from minimegatron.figures.held import held_memory
 from minimegatron.figures.layer import transformer_layer
 from minimegatron.figures.losses import losses
 from minimegatron.figures.masks import dropout_masks
@@ -42,9 +44,11 @@ from minimegatron.figures.vocabulary import (
     vocabulary_cost,
 )
 from minimegatron.figures.widgets import explore_split
+from minimegatron.figures.zero import explore_zero, sharded_step, zero_shards
 
 __all__ = [
     "Picture",
+    "activation_bars",
     "all_reduce_times",
     "attention_heads",
     "bucket_timeline",
@@ -56,6 +60,7 @@ __all__ = [
     "draw_schedule",
     "dropout_masks",
     "embedding_rows",
+    "explore_activations",
     "explore_all_reduce",
     "explore_chunks",
     "explore_gelu",
@@ -65,10 +70,12 @@ __all__ = [
     "explore_schedule",
     "explore_split",
     "explore_vocabulary",
+    "explore_zero",
     "f_and_g",
     "fp16_line",
     "gelu_of_sum",
     "heads_to_sheets",
+    "held_memory",
     "key",
     "losses",
     "loss_numbers",
@@ -89,6 +96,7 @@ __all__ = [
     "row_bias",
     "sequence_regions",
     "schedule_chart",
+    "sharded_step",
     "split_batch",
     "split_columns",
     "split_rows",
@@ -98,4 +106,6 @@ __all__ = [
     "token_weights",
     "transformer_layer",
     "vocabulary_cost",
+    "ways_to_save",
+    "zero_shards",
 ]

@@ -101,6 +101,11 @@ EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
     },
     **{f"open_all_reduce {tp}": lambda tp=tp: figures.open_all_reduce(tp) for tp in (2, 4)},
     **{f"regions {sp}": lambda sp=sp: figures.sequence_regions(sp) for sp in (False, True)},
+    **{
+        f"zero_shards {s} {dp}": lambda s=s, dp=dp: figures.zero_shards(s, dp)
+        for s, dp in ((0, 4), (1, 1), (2, 8), (3, 2))
+    },
+    **{f"sharded_step {dp}": lambda dp=dp: figures.sharded_step(dp) for dp in (2, 4)},
     "number_formats": lambda: figures.number_formats(*FORMATS),
     "fp16_line": lambda: figures.fp16_line(
         "Gradients", {f"a longer name {i}": torch.ones(9) * 2.0 ** (20 * i - 60) for i in range(4)}
@@ -109,6 +114,10 @@ EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
         "Scales", {name: [2.0**k for k in range(32, 0, -1)] for name in "abcd"}, range(31)
     ),
     "loss_scales, quiet": lambda: figures.loss_scales("Scale", {"one": [65536.0] * 9}, []),
+    **{f"ways {w}": lambda w=w: figures.ways_to_save(*w) for w in ((512, 1), (32768, 32, "today"))},
+    "held_memory": lambda: figures.held_memory(
+        "Held", "kB", {f"a long name {i}": ([1, 9 - i, 2512, 3, 0], 3) for i in range(4)}
+    ),
     "predicted_and_measured": lambda: figures.predicted_and_measured("Held", BARS, "bytes"),
 }
 
