@@ -1,4 +1,4 @@
-"""`minimegatron features`, `bench features`: every feature does something, and a table says what."""
+"""`minimegatron features` and `bench features`: every feature does something, told in a table."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from minimegatron.figures.activations import activation_bars, explore_activation
 from minimegatron.figures.bars import stacked_bars
 from minimegatron.figures.batch import split_batch, steps_against_batch, token_weights
 from minimegatron.figures.collective import collective
+from minimegatron.figures.compression import error_feedback, losses_by_message
 from minimegatron.figures.counting import explore_model, model_costs
 from minimegatron.figures.course import course_map, key
 from minimegatron.figures.curves import curves
@@ -22,6 +23,7 @@ from minimegatron.figures.masks import dropout_masks
 from minimegatron.figures.matmul import row_bias, split_columns, split_rows
 from minimegatron.figures.mlp import mlp_order
 from minimegatron.figures.network import all_reduce_times, explore_all_reduce, times_over_sizes
+from minimegatron.figures.nodes import hierarchical_all_reduce
 from minimegatron.figures.norm import norm_squares
 from minimegatron.figures.numbers import explore_loss_scale, fp16_line, number_formats
 from minimegatron.figures.operators import f_and_g
@@ -31,6 +33,7 @@ from minimegatron.figures.pairwise import pairwise_all_reduce
 from minimegatron.figures.picture import Picture
 from minimegatron.figures.predict import compare_prediction, predicted_and_measured
 from minimegatron.figures.processes import mesh, notebook_and_ranks
+from minimegatron.figures.ratios import ratios
 from minimegatron.figures.ring import ring_all_reduce
 from minimegatron.figures.scales import loss_scales
 from minimegatron.figures.schedule import draw_schedule, explore_schedule, schedule_chart
@@ -60,6 +63,7 @@ __all__ = [
     "draw_schedule",
     "dropout_masks",
     "embedding_rows",
+    "error_feedback",
     "explore_activations",
     "explore_all_reduce",
     "explore_chunks",
@@ -76,10 +80,12 @@ __all__ = [
     "gelu_of_sum",
     "heads_to_sheets",
     "held_memory",
+    "hierarchical_all_reduce",
     "key",
-    "losses",
     "loss_numbers",
     "loss_scales",
+    "losses",
+    "losses_by_message",
     "mesh",
     "mlp_order",
     "model_costs",
@@ -92,6 +98,7 @@ __all__ = [
     "predicted_and_measured",
     "published_table",
     "qkv_rows",
+    "ratios",
     "ring_all_reduce",
     "row_bias",
     "sequence_regions",
