@@ -76,7 +76,7 @@ def parity(
     start = _noisy_state(config, seed, dtype)
     batches = [_batch(config, batch, seed + step, tp) for step in range(steps)]
     run = Run(config, dtype, start, batches, options)
-    how = {"tp": tp, "dp": dp, "pp": pp}
+    how: dict[str, Any] = {"tp": tp, "dp": dp, "pp": pp}
     how |= {key: options[key] for key in ("using", "timeout", "seed")}
     free = launch(train_on_rank, run, **how)
 
