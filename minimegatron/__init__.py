@@ -31,8 +31,12 @@ _HOME = {
     "models.transformer": "TransformerLayer",
     "models.gpt": "GPT",
     "models.generate": "generate",
+    "pipeline_parallel.schedule": "Action Schedule ScheduleError",
+    "pipeline_parallel.schedules": "gpipe one_f_one_b interleaved zb_h1 zb_h2 zbv bubble_fraction",
+    "pipeline_parallel.simulate": "Timeline simulate",
+    "pipeline_parallel.executor": "run_schedule",
     "data_parallel.gradients": "GradientBuckets gradient_weight overlap_gradients "
-    "accumulate_gradients sum_partial_gradients finish_gradients",
+    "accumulate_gradients sum_partial_gradients sum_tied_gradients finish_gradients",
     "data_parallel.hierarchical": "split_axis hierarchical_all_reduce reduce_by_nodes",
     "data_parallel.compression": "compress_gradients",
     "data_parallel.zero": "Zero",

@@ -45,6 +45,11 @@ def train(
         int | None,
         typer.Option(min=1, help="Ranks that share the batch. Default 1; under torchrun the rest."),
     ] = None,
+    pp: Annotated[int, typer.Option(min=1, help="Stages of the pipeline.")] = 1,
+    schedule: Annotated[
+        str, typer.Option(help="Of the pipeline: gpipe, 1f1b, interleaved or zb_h1.")
+    ] = "1f1b",
+    chunks: Annotated[int, typer.Option(min=1, help="Stages a rank, for interleaved.")] = 1,
     steps: Annotated[int, typer.Option(min=1)] = 400,
     batch: Annotated[int, typer.Option(min=1, help="Sequences a step, all ranks together.")] = 16,
     microbatches: Annotated[int, typer.Option(min=1, help="Parts of a rank's batch.")] = 1,
@@ -77,10 +82,11 @@ def train(
     settings = Settings(
         steps=steps, batch=batch, seq=seq, hidden=hidden, layers=layers, heads=heads, lr=lr,
         microbatches=microbatches, seed=seed, tokenizer=tokenizer, vocab=vocab,
-        precision=precision, zero=zero, recompute=recompute, sequence_parallel=sequence_parallel,
+        schedule=schedule, chunks=chunks, precision=precision, zero=zero, recompute=recompute,
+        sequence_parallel=sequence_parallel,
         compress=compress,
     )  # fmt: skip
-    raise typer.Exit(run(settings, tp=tp, dp=dp, data=data, plot=plot))
+    raise typer.Exit(run(settings, tp=tp, dp=dp, pp=pp, data=data, plot=plot))
 
 
 @app.command()

@@ -23,7 +23,8 @@ from minimegatron.data_parallel.zero import check_zero
 from minimegatron.figures.style import rank_colour
 from minimegatron.models.config import GPTConfig
 from minimegatron.models.generate import generate
-from minimegatron.models.gpt import GPT
+from minimegatron.models.gpt import GPT, spread
+from minimegatron.pipeline_parallel.schedules import make_schedule
 from minimegatron.ranks.collectives import all_reduce
 from minimegatron.ranks.errors import RankError
 from minimegatron.ranks.launch import launch
@@ -55,6 +56,8 @@ class Settings:
     vocab: int = 1024
     precision: str = "fp32"
     zero: int = 0
+    schedule: str = "1f1b"
+    chunks: int = 1
     recompute: str | None = None
     sequence_parallel: bool = False
     compress: str = "none"
@@ -66,19 +69,21 @@ class Settings:
             sequence_parallel=self.sequence_parallel, recompute=self.recompute,
         )  # fmt: skip
 
-    def check(self) -> None:
+    def check(self, pp: int = 1) -> None:
         """ValueError for what there is not or what does not go together: before any rank starts."""
+        spread(self.layers, pp, self.chunks)
+        make_schedule(self.schedule, pp, self.microbatches, self.chunks)
         tiny = GPT(GPTConfig(1, 1, 1, 1, 1, recompute=self.recompute))
         if self.precision not in PRECISIONS:
             allowed = ", ".join(PRECISIONS)
             raise ValueError(f"precision={self.precision!r} is not one of {allowed}")
         if self.zero:
-            check_zero(self.zero, pp=1)
+            check_zero(self.zero, pp)
         compress_gradients(tiny, self.compress)
         if self.zero and self.compress != "none":
             raise ValueError(f"zero={self.zero} with compress={self.compress!r}: take one of them")
 
-    def features(self, tp: int, dp: int) -> list[str]:
+    def features(self, tp: int, dp: int, pp: int) -> list[str]:
         """What is not plain in this run, and what of it does nothing at this split."""
         chosen = {
             f"precision={self.precision}": (self.precision != "fp32", True),
@@ -86,6 +91,8 @@ class Settings:
             f"recompute={self.recompute}": (self.recompute is not None, True),
             "sequence-parallel": (self.sequence_parallel, tp > 1),
             f"compress={self.compress}": (self.compress != "none", dp > 1),
+            f"schedule={self.schedule}": (pp * self.chunks > 1, True),
+            f"chunks={self.chunks}": (self.chunks > 1, True),
         }
         idle = " (nothing to do at this split)"
         return [name + ("" if works else idle) for name, (on, works) in chosen.items() if on]
@@ -111,7 +118,7 @@ def train_on(
     """One rank's run: the same weights and batches at every split. Rank 0 tells how it goes."""
     _same_text_everywhere(mesh, corpus)
     torch.manual_seed(settings.seed)
-    model = GPT(settings.config(corpus), mesh)
+    model = GPT(settings.config(corpus), mesh, settings.chunks)
     compress_gradients(model, settings.compress)
     every = max(1, settings.steps // 5)
 
@@ -130,6 +137,7 @@ def train_on(
         seed=settings.seed,
         precision=settings.precision,
         zero=settings.zero,
+        schedule=settings.schedule,
         report=report,
     )
     return Outcome(history, sample(model, corpus, settings.seed))
@@ -153,7 +161,7 @@ def _same_text_everywhere(mesh: Mesh, corpus: Corpus) -> None:
     number = float(zlib.crc32(torch.cat([corpus.train, corpus.validation]).numpy().tobytes()))
     both = torch.tensor([number, -number], dtype=torch.float64, device=mesh.device)
     with phase("other"):
-        largest, smallest = all_reduce(both, mesh.axis("tp", "dp"), op="max").tolist()
+        largest, smallest = all_reduce(both, mesh.axis("tp", "dp", "pp"), op="max").tolist()
     if largest != -smallest:
         raise ValueError("the ranks read different texts or tokenizers: give all the same --data")
 
@@ -163,6 +171,7 @@ def run(
     *,
     tp: int = 1,
     dp: int | None = None,
+    pp: int = 1,
     data: Path | None = None,
     plot: Path | None = None,
 ) -> int:
@@ -171,27 +180,27 @@ def run(
     try:
         if plot is not None:
             check_plot(plot)
-        settings.check()
+        settings.check(pp)
         corpus = make_settings_corpus(settings, data)
         if _started_as_a_rank():
-            mesh = connect(tp=tp, dp=dp)
+            mesh = connect(tp=tp, pp=pp, dp=dp)
             outcome = train_on(mesh, settings, corpus)
-            first, sizes = mesh.rank == 0, (mesh.tp.size, mesh.dp.size)
+            first, sizes = mesh.rank == 0, (mesh.tp.size, mesh.dp.size, pp)
             if dist.is_initialized():
                 dist.destroy_process_group()
         else:
-            first, sizes = True, (tp, dp or 1)
+            first, sizes = True, (tp, dp or 1, pp)
             config = settings.config(corpus)
-            check_split(config, *sizes, settings.batch, settings.microbatches)
-            if sizes == (1, 1):
+            check_split(config, *sizes[:2], settings.batch, settings.microbatches)
+            if sizes == (1, 1, 1):
                 outcome = train_on(one_process(), settings, corpus)
             else:
-                outcomes = launch(train_on, settings, corpus, tp=tp, dp=dp or 1, timeout=600)
+                outcomes = launch(train_on, settings, corpus, tp=tp, dp=dp or 1, pp=pp, timeout=600)
                 outcome = outcomes[0]
         if first:
             _print_outcome(console, settings, corpus, outcome, sizes)
             if plot is not None:
-                save_plot({f"tp={sizes[0]} dp={sizes[1]}": outcome.history}, corpus, plot)
+                save_plot({_split(sizes): outcome.history}, corpus, plot)
                 console.print(f"losses drawn in {plot}", markup=False)
     except (ValueError, FloatingPointError, OSError, RankError) as error:
         console.print(f"error: {error}", markup=False, soft_wrap=True)
@@ -210,11 +219,20 @@ def _started_as_a_rank() -> bool:
     return {"RANK", "WORLD_SIZE"} <= os.environ.keys() or srun
 
 
+def _split(sizes: tuple[int, int, int]) -> str:
+    tp, dp, pp = sizes
+    return f"tp={tp} x dp={dp}" + (f" x pp={pp}" if pp > 1 else "")
+
+
 def _print_outcome(
-    console: Console, settings: Settings, corpus: Corpus, outcome: Outcome, sizes: tuple[int, int]
+    console: Console,
+    settings: Settings,
+    corpus: Corpus,
+    outcome: Outcome,
+    sizes: tuple[int, int, int],
 ) -> None:
     history, config = outcome.history, settings.config(corpus)
-    split = f"{parameter_count(config):,} parameters on tp={sizes[0]} x dp={sizes[1]}"
+    split = f"{parameter_count(config):,} parameters on {_split(sizes)}"
     lines = [
         ", ".join([split, *settings.features(*sizes)]),
         f"{history.tokens_per_second:,.0f} tokens/s, {history.flops_per_second / 1e9:,.1f} model "

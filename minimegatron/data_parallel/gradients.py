@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from minimegatron.data_parallel.pieces import pieces
-from minimegatron.ranks.collectives import Handle, all_reduce
+from minimegatron.ranks.collectives import Handle, Message, all_reduce, exchange
 from minimegatron.ranks.ledger import phase
 from minimegatron.ranks.mesh import Axis, Mesh
 from minimegatron.ranks.using import replaced
@@ -46,6 +46,7 @@ class Model(Protocol):
     def parameters(self) -> Iterator[Parameter]: ...
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]: ...
     def is_partial(self, name: str) -> bool: ...
+    def tied_copy(self) -> Parameter | None: ...
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor: ...
 
 
@@ -266,13 +267,30 @@ def sum_partial_gradients(model: Model) -> None:
             grad.copy_(whole.view_as(grad))
 
 
+@torch.no_grad()
+def sum_tied_gradients(model: Model) -> None:
+    """In a pipeline: first and last stage each know a part of the tied embedding's gradient.
+
+    They trade and add, and so keep equal copies. Megatron-LM: `_allreduce_word_embedding_grads`.
+    """
+    copy, axis = model.tied_copy(), model.mesh.pp
+    if copy is not None and copy.grad is not None:
+        other, theirs = axis.size - 1 if axis.rank == 0 else 0, torch.empty_like(copy.grad)
+        messages = [Message("send", copy.grad, other, "backward")]
+        messages.append(Message("recv", theirs, other, "backward"))
+        for handle in exchange(messages, axis):
+            handle.wait()
+        copy.grad.add_(theirs)
+
+
 def finish_gradients(model: Model) -> None:
     """After the last backward: makes every `.grad` the gradient of the mean over all tokens.
 
     Collective. Averages over dp what `overlap_gradients` has not averaged already, weighted by the
-    tokens of each rank since the last call, and adds up partial sums over tp. Raises RuntimeError
-    when a backward came after `overlap_gradients`.
+    tokens of each rank since the last call; adds up partial sums over tp, and tied embeddings over
+    the pipeline. Raises RuntimeError     when a backward came after `overlap_gradients`.
     """
+    sum_tied_gradients(model)
     if model.mesh.dp.size > 1:
         buckets = _buckets_of(model)
         if buckets.reduced_tokens is None:

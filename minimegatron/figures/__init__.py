@@ -36,6 +36,7 @@ from minimegatron.figures.processes import mesh, notebook_and_ranks
 from minimegatron.figures.ratios import ratios
 from minimegatron.figures.ring import ring_all_reduce
 from minimegatron.figures.scales import loss_scales
+from minimegatron.figures.schedule import draw_schedule, explore_schedule, schedule_chart
 from minimegatron.figures.sequence import open_all_reduce, sequence_regions
 from minimegatron.figures.tables import published_table
 from minimegatron.figures.timeline import bucket_timeline
@@ -59,6 +60,7 @@ __all__ = [
     "compare_prediction",
     "course_map",
     "curves",
+    "draw_schedule",
     "dropout_masks",
     "embedding_rows",
     "error_feedback",
@@ -69,6 +71,7 @@ __all__ = [
     "explore_loss_scale",
     "explore_model",
     "explore_qkv",
+    "explore_schedule",
     "explore_split",
     "explore_vocabulary",
     "explore_zero",
@@ -99,6 +102,7 @@ __all__ = [
     "ring_all_reduce",
     "row_bias",
     "sequence_regions",
+    "schedule_chart",
     "sharded_step",
     "split_batch",
     "split_columns",

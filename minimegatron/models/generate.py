@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minimegatron.models.gpt import GPT
+from minimegatron.ranks.collectives import broadcast, recv, send
 from minimegatron.tensor_parallel.operators import gather
+from minimegatron.tensor_parallel.shards import padded
 
 
 @torch.no_grad()
@@ -36,7 +38,7 @@ def generate(model: GPT, tokens: Tensor, n: int, temperature: float = 0.0, seed:
             window = tokens[:, -model.config.seq_length :]
             # Sequence parallelism cuts equal parts; what is to the right changes nothing before it.
             fill = -window.shape[1] % tp.size if model.config.sequence_parallel else 0
-            last = model(F.pad(window, (0, fill)))[:, window.shape[1] - 1]
+            last = _logits(model, F.pad(window, (0, fill)))[:, window.shape[1] - 1]
             logits = gather(last, tp)[:, : model.config.vocab_size]
             if temperature:
                 chances = (logits.float() / temperature).softmax(-1)
@@ -47,3 +49,22 @@ def generate(model: GPT, tokens: Tensor, n: int, temperature: float = 0.0, seed:
     finally:
         model.train(training)
     return tokens
+
+
+def _logits(model: GPT, tokens: Tensor) -> Tensor:
+    """The model's logits on every rank; in a pipeline each stage waits for the one before."""
+    axis = model.mesh.pp
+    if axis.size == 1:
+        return model(tokens)
+    x = tokens
+    for number in range(len(model.layers_of)):
+        before, owner = (number - 1) % axis.size, number % axis.size
+        if number and axis.rank == before:
+            send(x, axis, owner)
+        if axis.rank == owner:
+            x = recv(model.activations(tokens), axis, before) if number else tokens
+            x = model.stage(number // axis.size, x)
+    if axis.rank < axis.size - 1:
+        columns = padded(model.config.vocab_size, model.mesh.tp) // model.mesh.tp.size
+        x = model.activations(tokens).new_empty(*tokens.shape, columns)
+    return broadcast(x, axis, axis.size - 1)

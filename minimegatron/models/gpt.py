@@ -10,7 +10,7 @@ parallelism (arXiv:2205.05198, section 4.2.2), split along the sequence. Megatro
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,24 @@ from minimegatron.tensor_parallel.vocabulary import (
 )
 
 IGNORED = -100  # the target that counts for nothing, torch's default too
+
+
+def spread(layers: int, p: int, chunks: int, given: Sequence[int] | None = None) -> list[range]:
+    """The layers of each of the p * chunks stages: equally many, or as many as `given` lists."""
+    if chunks < 1:
+        raise ValueError(f"chunks={chunks}: a rank holds at least 1")
+    stages = p * chunks
+    if given is None and layers % stages:
+        raise ValueError(
+            f"num_layers {layers} does not divide by pp={p} x chunks={chunks} stages: "
+            "layers_per_stage=[...] spreads them unevenly"
+        )
+    counts = [layers // stages] * stages if given is None else list(given)
+    if len(counts) != stages or sum(counts) != layers or min(counts) < 1:
+        raise ValueError(
+            f"layers_per_stage={counts}: {stages} stages of at least 1 layer have {layers} in all"
+        )
+    return [range(sum(counts[:i]), sum(counts[: i + 1])) for i in range(stages)]
 
 
 class Embedding(nn.Module):
@@ -63,15 +81,26 @@ class GPT(nn.Module):
     One number is drawn from torch's generator, whatever the split (its state must be the same on
     every rank, as `mm.launch` leaves it); parameters have torch's default dtype. `model.streams`
     are its dropout streams; `tokens_since_finish` the number of targets that `loss` has seen since
-    gradients were last finished. Raises ValueError where heads, or with sequence parallelism
-    `seq_length`, do not divide by tp.
+    gradients were last finished.
+
+    With pp > 1 a rank holds `chunks` of the pp * chunks stages, rank, pp + rank...: some of the
+    layers, the embedding on the first stage, the head (a copy of the embedding, if they are tied)
+    on the last. `layers_per_stage` lists how many layers each stage has, where they are not to be
+    spread evenly. Raises ValueError where heads, or with sequence parallelism `seq_length`, do not
+    divide by tp, and layers not by the stages.
     """
 
-    def __init__(self, config: GPTConfig, mesh: Mesh | None = None) -> None:
+    def __init__(
+        self,
+        config: GPTConfig,
+        mesh: Mesh | None = None,
+        chunks: int = 1,
+        layers_per_stage: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         self.config, self.mesh = config, mesh or single()
-        if self.mesh.pp.size > 1:
-            raise ValueError(f"pp={self.mesh.pp.size}: a GPT in pipeline stages is not built yet")
+        self.chunks = chunks
+        self.layers_of = spread(config.num_layers, self.mesh.pp.size, chunks, layers_per_stage)
         if config.sequence_parallel:
             divide(config.seq_length, self.mesh.tp, "with sequence_parallel, seq_length")
         self.tokens_since_finish: int | Tensor = 0
@@ -85,34 +114,66 @@ class GPT(nn.Module):
             self._build(config, self.mesh.tp)
         for name, parameter in self.named_parameters():
             shape = sharding.dense_shape(name, parameter, self.mesh.tp, config.vocab_size)
-            self._fill(name, parameter, initial(name, shape, config, seed))
+            self._fill(name, parameter, initial(self.dense_name(name), shape, config, seed))
 
     def _build(self, config: GPTConfig, axis: Axis) -> None:
-        self.embedding = Embedding(config, axis)
+        mine = [self._stage_number(chunk) for chunk in range(self.chunks)]
+        first, last = 0 in mine, len(self.layers_of) - 1 in mine
+        if first:
+            self.embedding = Embedding(config, axis)
         # Keyed by the layer's number in the whole model: a pipeline stage holds only some.
         self.layers = nn.ModuleDict(
             {
                 str(i): TransformerLayer(config, axis, self.streams, f"layers.{i}")
-                for i in range(config.num_layers)
+                for stage in mine
+                for i in self.layers_of[stage]
             }
         )
-        if config.layer_norm == "pre":
+        if last and config.layer_norm == "pre":
             self.final_norm = nn.LayerNorm(config.hidden_size)
-        if not config.tie_embeddings:
+        if last and not (config.tie_embeddings and first):
             size = padded(config.vocab_size, axis)
             self.head = ColumnParallelLinear(
                 config.hidden_size, size, axis, bias=False,
                 sequence_parallel=config.sequence_parallel, keep_gathered=config.keep_gathered,
             )  # fmt: skip
 
+    def _stage_number(self, chunk: int) -> int:
+        return chunk * self.mesh.pp.size + self.mesh.pp.rank
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (batch, seq) -> logits (batch, seq, padded vocabulary/tp).
 
         Raises ValueError for tokens of another shape or more than `seq_length` of them (with
         sequence parallelism also where seq does not divide by tp), IndexError for one outside the
-        vocabulary.
+        vocabulary, RuntimeError on pp > 1.
         """
-        config, axis = self.config, self.mesh.tp
+        if self.mesh.pp.size > 1:
+            raise RuntimeError(
+                f"on pp={self.mesh.pp.size} a rank holds a part of the layers and cannot run the "
+                "model alone: use mm.run_schedule(model, schedule, microbatches)"
+            )
+        x = tokens
+        for chunk in range(self.chunks):
+            x = self.stage(chunk, x)
+        return x
+
+    def stage(self, chunk: int, x: Tensor) -> Tensor:
+        """One stage of the pipeline: activations (batch, seq, hidden) in and out.
+
+        The first takes tokens (batch, seq), the last gives logits (batch, seq, padded
+        vocabulary/tp). With sequence parallelism activations are (batch, seq/tp, hidden).
+        """
+        number = self._stage_number(chunk)
+        if number == 0:
+            x = self._embed(x)
+        again = self.config.recompute == "full"
+        for layer in (self.layers[str(i)] for i in self.layers_of[number]):
+            x = recompute(layer, self.streams, x) if again else layer(x)
+        return x if number < len(self.layers_of) - 1 else self._logits(x)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        config, split = self.config, self.config.sequence_parallel
         if tokens.dim() != 2:
             raise ValueError(f"tokens have the shape (batch, seq), not {tuple(tokens.shape)}")
         if tokens.shape[1] > config.seq_length:
@@ -120,37 +181,76 @@ class GPT(nn.Module):
                 f"a sequence of {tokens.shape[1]} tokens is longer than seq_length "
                 f"{config.seq_length}"
             )
-        split = config.sequence_parallel
         if split:
-            divide(tokens.shape[1], axis, "with sequence_parallel, a sequence of")
-        x = dropout(
+            divide(tokens.shape[1], self.mesh.tp, "with sequence_parallel, a sequence of")
+        return dropout(
             self.embedding(tokens), config.dropout,
             self.streams.different if split else self.streams.same, self.training,
             site="embedding", record=self.streams.record,
         )  # fmt: skip
-        for layer in self.layers.values():
-            x = recompute(layer, self.streams, x) if config.recompute == "full" else layer(x)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        config = self.config
         if config.layer_norm == "pre":
             x = self.final_norm(x)
-        if not config.tie_embeddings:
+        if hasattr(self, "head"):
             logits: Tensor = self.head(x)
             return logits
-        weight = self.embedding.word.weight
-        return column_parallel(x, weight, None, axis, split, config.keep_gathered)
+        weight, split = self.embedding.word.weight, config.sequence_parallel
+        return column_parallel(x, weight, None, self.mesh.tp, split, config.keep_gathered)
+
+    def activations(self, tokens: Tensor) -> Tensor:
+        """An empty tensor of the shape and dtype that travels between stages for these tokens."""
+        parts = self.mesh.tp.size if self.config.sequence_parallel else 1
+        shape = (tokens.shape[0], tokens.shape[1] // parts, self.config.hidden_size)
+        return torch.empty(shape, dtype=next(self.parameters()).dtype, device=self.mesh.device)
+
+    def modules_of(self, chunk: int) -> list[nn.Module]:
+        """The modules of one of this rank's stages."""
+        number = self._stage_number(chunk)
+        modules = [m for i in self.layers_of[number] for m in self.layers[str(i)].modules()]
+        last = number == len(self.layers_of) - 1
+        return [*modules, self.head] if last and hasattr(self, "head") else modules
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The mean cross entropy, in nats, over the targets other than -100 (0 if there are none).
 
         `tokens` and `targets` (batch, seq) -> a scalar, the same on every tp rank.
         """
-        logits = self(tokens)
+        loss = self.mean_loss(self(tokens), targets)
+        if torch.is_grad_enabled():
+            self.tokens_since_finish = self.tokens_since_finish + (targets != IGNORED).sum()
+        return loss
+
+    def mean_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """`loss` from the logits; counts no tokens."""
         per_token = vocab_parallel_cross_entropy(
             logits, targets, self.mesh.tp, vocab_size=self.config.vocab_size, ignore_index=IGNORED
         )
-        count = (targets != IGNORED).sum()
-        if torch.is_grad_enabled():
-            self.tokens_since_finish = self.tokens_since_finish + count
-        return per_token.sum() / count.clamp(min=1)
+        return per_token.sum() / (targets != IGNORED).sum().clamp(min=1)
+
+    def dense_name(self, name: str) -> str:
+        """A parameter's name in the whole model: a tied head on a stage of its own is a copy."""
+        copied = name == "head.weight" and self.config.tie_embeddings
+        return "embedding.word.weight" if copied else name
+
+    def dense_names(self) -> list[str]:
+        """The names of all parameters of the whole model, in order."""
+        number, layer = next(iter(self.layers.items()))
+        inside = [name for name, _ in layer.named_parameters()]
+        names = ["embedding.word.weight", "embedding.position.weight"]
+        names += [f"layers.{i}.{name}" for i in range(self.config.num_layers) for name in inside]
+        if self.config.layer_norm == "pre":
+            names += ["final_norm.weight", "final_norm.bias"]
+        return names if self.config.tie_embeddings else [*names, "head.weight"]
+
+    def tied_copy(self) -> nn.Parameter | None:
+        """This rank's word embedding, where the first and the last stage hold a copy each."""
+        if self.mesh.pp.size > 1 and self.config.tie_embeddings:
+            for name, parameter in self.named_parameters():
+                if self.dense_name(name) == "embedding.word.weight":
+                    return parameter
+        return None
 
     def is_sharded(self, name: str) -> bool:
         """Whether the parameter of this name is split over tp (whole on every rank otherwise)."""
@@ -190,7 +290,12 @@ class GPT(nn.Module):
     def _full(self, shards: dict[str, Tensor]) -> dict[str, Tensor]:
         axis, size = self.mesh.tp, self.config.vocab_size
         with phase("other"):
-            return {name: sharding.join(name, t, axis, size) for name, t in shards.items()}
+            mine = {
+                self.dense_name(name): sharding.join(name, t, axis, size)
+                for name, t in shards.items()
+            }
+            whole = sharding.join_stages(mine, self.mesh.pp)
+        return {name: whole[name] for name in self.dense_names()}
 
     def load_full_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take this rank's part of each dense tensor, as `full_state_dict` gives them.
@@ -198,20 +303,18 @@ class GPT(nn.Module):
         Raises ValueError for missing or unexpected names and for wrong shapes; nothing is changed
         then.
         """
-        mine = dict(self.named_parameters())
-        missing, unexpected = sorted(mine.keys() - state), sorted(state.keys() - mine)
+        mine, names = dict(self.named_parameters()), set(self.dense_names())
+        missing, unexpected = sorted(names - state.keys()), sorted(state.keys() - names)
         if missing or unexpected:
             raise ValueError(f"the state lacks {missing} and has unexpected {unexpected}")
         for name, parameter in mine.items():
             shape = sharding.dense_shape(name, parameter, self.mesh.tp, self.config.vocab_size)
-            if tuple(state[name].shape) != shape:
-                raise ValueError(
-                    f"{name} has the shape {tuple(state[name].shape)} in the state, "
-                    f"{shape} in the model"
-                )
+            given = tuple(state[self.dense_name(name)].shape)
+            if given != shape:
+                raise ValueError(f"{name} has the shape {given} in the state, {shape} in the model")
         with self._whole():
             for name, parameter in mine.items():
-                self._fill(name, parameter, state[name])
+                self._fill(name, parameter, state[self.dense_name(name)])
 
     def _fill(self, name: str, parameter: nn.Parameter, dense: Tensor) -> None:
         part = sharding.take(name, dense, self.mesh.tp)

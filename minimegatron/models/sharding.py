@@ -8,9 +8,13 @@ parameter: `tensor_model_parallel`, `partition_dim`, `partition_stride`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from minimegatron.ranks.collectives import broadcast
 from minimegatron.ranks.mesh import Axis
 from minimegatron.tensor_parallel.shards import dense_of, shard_of
 
@@ -65,3 +69,20 @@ def join(name: str, shard: Tensor, axis: Axis, vocab_size: int) -> Tensor:
         return shard.detach().clone()
     dense = dense_of(shard, axis, split.dim, split.blocks)
     return (dense[:vocab_size] if split.pad else dense).clone()
+
+
+def join_stages(mine: dict[str, Tensor], axis: Axis) -> dict[str, Tensor]:
+    """The tensors of all pipeline stages by name, on every rank: collective."""
+    if axis.size == 1:
+        return mine
+    kinds: list[Any] = [None] * axis.size
+    dist.all_gather_object(kinds, {n: (t.shape, t.dtype) for n, t in mine.items()}, axis.group)
+    device = next(iter(mine.values())).device
+    whole: dict[str, Tensor] = {}
+    for position, names in enumerate(kinds):
+        for name, (shape, dtype) in names.items():
+            here = torch.empty(shape, dtype=dtype, device=device)
+            if position == axis.rank:
+                here = mine[name]
+            whole.setdefault(name, broadcast(here, axis, position))
+    return whole | mine  # a tied weight: each rank's own copy

@@ -12,15 +12,15 @@ Beyond a megabyte gloo's ring moves fewer bytes and wins. See pitfalls of gloo i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from typing import Any, Literal, overload
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ReduceOp
 
-from minimegatron.ranks.ledger import TRACE, collective, waiting
+from minimegatron.ranks.ledger import TRACE, collective, phase, waiting
 from minimegatron.ranks.mesh import Axis
 
 # Above this many bytes gloo's ring is as fast as pairwise exchange (`minimegatron bench`).
@@ -32,11 +32,17 @@ _COMBINE: dict[str, Callable[..., Tensor]] = {"sum": torch.add, "max": torch.max
 
 
 class Handle:
-    """A collective under way; `wait()` finishes it and returns its result."""
+    """A collective under way; `wait()` finishes it and returns its result.
 
-    def __init__(self, finish: Callable[[], Tensor]) -> None:
+    `arrived()` tells whether it would return at once; False where nobody can know.
+    """
+
+    def __init__(
+        self, finish: Callable[[], Tensor], arrived: Callable[[], bool] = lambda: False
+    ) -> None:
         self._finish: Callable[[], Tensor] | None = finish
         self._result: Tensor | None = None
+        self.arrived = arrived
 
     def wait(self) -> Tensor:
         """The result, once it is there."""
@@ -292,6 +298,44 @@ def recv(x: Tensor, axis: Axis, source: int) -> Tensor:
         if buffer.data_ptr() != x.data_ptr():
             x.detach().copy_(buffer)
     return x
+
+
+class Message(NamedTuple):
+    """One of `exchange`: `op` "send" or "recv" with the rank at `position`; its ledger's phase."""
+
+    op: str
+    x: Tensor
+    position: int
+    phase: str = "forward"
+
+
+def exchange(messages: Sequence[Message], axis: Axis) -> list[Handle]:
+    """Starts all these messages, none of which waits for another; a handle for each.
+
+    So two neighbours may both send first. A received tensor is written into its `x`. Megatron-LM:
+    `_batched_p2p_ops` in `megatron/core/pipeline_parallel/p2p_communication.py`.
+    """
+    calls, started = [], []
+    for op, x, position, of_phase in messages:
+        peer, buffer = _peer(axis, position, "position"), _staged(x, axis)
+        known = (op, axis.name, axis.ranks, _size(x))
+        with phase(of_phase), collective(*known, peer=peer, later=True) as record:
+            way = dist.isend if op == "send" else dist.irecv
+            calls.append(dist.P2POp(way, buffer, peer, axis.group))
+        started.append(((*known, record, peer), x, buffer))
+    with waiting("exchange", axis.name, axis.ranks, 0, None):
+        works = dist.batch_isend_irecv(calls)  # NCCL's is one for all
+
+    def handle(work: Any, known: Any, x: Tensor, buffer: Tensor) -> Handle:
+        def finish() -> Tensor:
+            with waiting(*known):
+                work.wait()
+            return x if buffer.data_ptr() == x.data_ptr() else x.detach().copy_(buffer)
+
+        return Handle(finish, work.is_completed)
+
+    each = works if len(works) == len(started) else works * len(started)
+    return [handle(work, *known) for work, known in zip(each, started, strict=True)]
 
 
 def barrier(axis: Axis) -> None:

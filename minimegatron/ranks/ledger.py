@@ -243,13 +243,13 @@ def collective(
 
 @contextlib.contextmanager
 def waiting(
-    op: str, axis: str, ranks: list[int], size: int, record: Record | None
+    op: str, axis: str, ranks: list[int], size: int, record: Record | None, peer: int | None = None
 ) -> Iterator[None]:
     """Around the wait for a collective that was started, and recorded, before."""
     line = place.here() if TRACE.board else ""
     if record:
         record.waited = time.perf_counter()
-    with _inside(op, axis, line, ranks, None, size, new=False):
+    with _inside(op, axis, line, ranks, peer, size, new=False):
         yield
     if record:
         record.arrived()

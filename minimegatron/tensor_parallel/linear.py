@@ -24,6 +24,7 @@ from minimegatron.ranks.collectives import Handle, all_gather, all_reduce, reduc
 from minimegatron.ranks.ledger import span
 from minimegatron.ranks.mesh import Axis
 from minimegatron.ranks.using import replaced
+from minimegatron.tensor_parallel.deferred import Later, linear
 from minimegatron.tensor_parallel.operators import (
     f,
     g,
@@ -92,18 +93,22 @@ def column_parallel(
     axis: Axis,
     sequence_parallel: bool = False,
     keep_gathered: bool = False,
+    later: Later | None = None,
 ) -> Tensor:
     """X times this rank's columns of A: (batch, seq, in) -> (batch, seq, out/tp).
 
     `weight` (out/tp, in), `bias` (out/tp) or None. With `sequence_parallel`, `x` is
-    (batch, seq/tp, in), gathered again in backward unless `keep_gathered`.
+    (batch, seq/tp, in), gathered again in backward unless `keep_gathered`. `later` gets the work of
+    the weight's gradient (deferred.py).
     """
     pieces = ["f", "all_reduce"]
     if sequence_parallel:
         pieces = ["sequence_all_gather", "all_gather", "reduce_scatter"]
-    if any(map(replaced, pieces)):  # a learner's piece runs where the paper puts it
+    # A learner's piece runs where the paper puts it; and no product is left to hide a message under
+    # where weight gradients wait.
+    if later is not None or any(map(replaced, pieces)):
         whole = sequence_all_gather(x, axis) if sequence_parallel else f(x, axis)
-        return F.linear(whole, weight, bias)
+        return linear(whole, weight, bias, later)
     if axis.size == 1:
         return F.linear(x, weight, bias)
     if torch.is_autocast_enabled(x.device.type):  # which sees no products inside a backward
@@ -175,6 +180,7 @@ class ColumnParallelLinear(nn.Module):
         self.in_features, self.out_features, self.axis = in_features, out_features, axis
         self.gather_output, self.sequence_parallel = gather_output, sequence_parallel
         self.keep_gathered = keep_gathered
+        self.later: Later | None = None  # a pipeline that splits the backward sets it
         self._keep(nn.Linear(in_features, out_features, bias), blocks=1)
 
     def _keep(self, dense: nn.Linear, blocks: int) -> None:
@@ -200,9 +206,8 @@ class ColumnParallelLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         _expect(x, self.in_features)
-        y = column_parallel(
-            x, self.weight, self.bias, self.axis, self.sequence_parallel, self.keep_gathered
-        )
+        how = (self.sequence_parallel, self.keep_gathered, self.later)
+        y = column_parallel(x, self.weight, self.bias, self.axis, *how)
         return gather(y, self.axis) if self.gather_output else y
 
 
@@ -237,6 +242,7 @@ class RowParallelLinear(nn.Module):
         self.in_features, self.out_features, self.axis = in_features, out_features, axis
         self.input_is_parallel, self.sequence_parallel = input_is_parallel, sequence_parallel
         self.chunks = chunks
+        self.later: Later | None = None  # as the column layer's
         self._keep(nn.Linear(in_features, out_features, bias))
 
     def _keep(self, dense: nn.Linear) -> None:
@@ -264,8 +270,8 @@ class RowParallelLinear(nn.Module):
             part = scatter(x, self.axis)
         if self.chunks > 1 and not (replaced("g") or replaced("all_reduce")):
             y = _in_chunks(part, self.weight, self.axis, self.chunks)
-        elif self.sequence_parallel:
-            y = sequence_reduce_scatter(F.linear(part, self.weight), self.axis)
         else:
-            y = g(F.linear(part, self.weight), self.axis)
+            partial_sum = linear(part, self.weight, None, self.later)
+            join = sequence_reduce_scatter if self.sequence_parallel else g
+            y = join(partial_sum, self.axis)
         return y if self.bias is None else y + self.bias

@@ -20,13 +20,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from minimegatron.analysis.flops import flops_per_token
-from minimegatron.data_parallel.gradients import accumulate_gradients, finish_gradients
+from minimegatron.data_parallel.gradients import finish_gradients
 from minimegatron.data_parallel.zero import Zero
 from minimegatron.models.gpt import GPT
 from minimegatron.ranks.collectives import all_reduce
 from minimegatron.ranks.ledger import Ledger, ledger, phase
 from minimegatron.ranks.mesh import Mesh
 from minimegatron.training.data import Corpus, check_split, slice_of
+from minimegatron.training.forward_backward import forward_backward
 from minimegatron.training.optimizer import learning_rate, make_optimizer
 from minimegatron.training.precision import (
     PRECISIONS,
@@ -74,6 +75,7 @@ def train(
     precision: str = "fp32",
     scaler: DynamicLossScaler | None = None,
     zero: int = 0,
+    schedule: str = "1f1b",
     report: Callable[[int, float], None] | None = None,
 ) -> History:
     """Trains for `steps` on `batch` sequences a step, counted over all ranks together.
@@ -84,9 +86,9 @@ def train(
     first rank shows a progress bar.
 
     `precision` "fp16" and "bf16" cast the model; "fp32" leaves it in the dtype it has. fp16 gets a
-    `scaler` if none is given. `zero` is the stage of ZeRO over dp. Raises ValueError for another
-    precision and where the batch does not give every micro-batch a sequence, FloatingPointError
-    when a loss is not finite.
+    `scaler` if none is given. `zero` is the stage of ZeRO over dp, `schedule` that of a pipeline.
+    Raises ValueError for another precision or schedule and where the batch does not give every
+    micro-batch a sequence, FloatingPointError when a loss is not finite.
     """
     mesh, seq = model.mesh, model.config.seq_length
     check_split(model.config, mesh.tp.size, mesh.dp.size, batch, microbatches)
@@ -113,8 +115,7 @@ def train(
             with ledger() as log:
                 optimizer.zero_grad(set_to_none=False)  # the flat buckets stay the gradients
                 scale = 1.0 if scaler is None else scaler.scale
-                scaled = {} if scaler is None else {"loss_scale": scale}
-                loss = accumulate_gradients(model, parts, **scaled)
+                loss = forward_backward(model, parts, schedule, scale)
                 finish_gradients(model)
                 if not optimizer_step(model, optimizer, max_norm, scaler):
                     history.skipped.append(step)
@@ -150,7 +151,7 @@ def validation_loss(model: GPT, corpus: Corpus, sequences: int = VALIDATION_SEQU
         with phase("other"):
             [(tokens, targets)] = _my_microbatches(batch, 1, mesh)
             losses = [
-                (float(model.loss(x, y)), y.numel())
+                (float(forward_backward(model, [(x, y)])), y.numel())
                 for x, y in zip(tokens.split(16), targets.split(16), strict=True)
             ]
     finally:

@@ -86,8 +86,9 @@ def make_optimizer(
 
 
 def gradient_axis(model: GPT) -> Axis:
-    """The ranks that hold different parts of the gradient: tp, and dp where ZeRO shards it."""
-    return model.mesh.axis("tp", "dp") if getattr(model, "zero", None) else model.mesh.tp
+    """The ranks that hold different parts of the gradient: tp, pp, and dp where ZeRO shards it."""
+    mesh, names = model.mesh, ("tp", "pp", "dp") if getattr(model, "zero", None) else ("tp", "pp")
+    return mesh.axis(*[name for name in names if mesh.sizes[name] > 1] or ["tp"])
 
 
 @torch.no_grad()
@@ -98,7 +99,8 @@ def gradient_norm(model: GPT) -> Tensor:
     """
     total = torch.zeros((), device=model.mesh.device)
     for piece in pieces(model):  # tied parameters come once
-        counted_here = model.is_sharded(piece.name) or model.mesh.tp.rank == 0
+        copy = model.dense_name(piece.name) != piece.name  # of a tied embedding: once
+        counted_here = not copy and (model.is_sharded(piece.name) or model.mesh.tp.rank == 0)
         if piece.gradient is not None and counted_here:
             square = torch.linalg.vector_norm(piece.gradient).square()
             total = total.to(square.dtype) + square

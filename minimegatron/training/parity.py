@@ -11,71 +11,36 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minimegatron.data_parallel.gradients import accumulate_gradients, finish_gradients
-from minimegatron.data_parallel.zero import Zero, check_zero
+from minimegatron.data_parallel.zero import check_zero
 from minimegatron.models.config import GPTConfig
-from minimegatron.models.gpt import GPT
+from minimegatron.models.gpt import GPT, spread
+from minimegatron.pipeline_parallel.schedules import make_schedule
 from minimegatron.ranks.launch import launch
-from minimegatron.ranks.ledger import Ledger, ledger
-from minimegatron.ranks.mesh import Mesh, single
+from minimegatron.ranks.mesh import single
 from minimegatron.tensor_parallel.dropout import AGAIN
 from minimegatron.training import oracle
-from minimegatron.training.data import check_split, slice_of
-from minimegatron.training.optimizer import gradient_norm, make_optimizer
-from minimegatron.training.precision import half_precision, unscale_gradients
+from minimegatron.training.data import check_split
+from minimegatron.training.parity_rank import (
+    LR,
+    Batch,
+    RankRun,
+    Run,
+    State,
+    train_on_rank,
+)
 from minimegatron.training.report import ParityReport, bands_of
 
 NOISE = 0.05
-LR = 1e-3
 CONFIG_FIELDS = tuple(field.name for field in dataclasses.fields(GPTConfig))
-# Names that design and later issues give a meaning to; only the value shown works today.
-NOT_BUILT = {"schedule": None, "chunks": 1}
-OPTIONS = ("batch", "microbatches", "zero", "using", "timeout", "seed")
-
-State = dict[str, Tensor]
-Batch = tuple[Tensor, Tensor]
-
-
-@dataclass
-class Run:
-    """What the ranks train. `states`, if given, are loaded before each step: no free run then."""
-
-    config: GPTConfig
-    dtype: torch.dtype
-    start: State
-    batches: list[Batch]
-    microbatches: int
-    zero: int
-    states: list[State] | None = None
-
-
-@dataclass
-class RankStep:
-    """One step as one rank saw it. A rank of tp > 0 leaves out the shards that rank 0 gathered."""
-
-    loss: Tensor
-    tokens: int
-    logits: Tensor  # (rank's batch, seq, padded vocab/tp)
-    gradients: State
-    grad_norm: Tensor
-    parameters: State
-    masks: State
-
-
-@dataclass
-class RankRun:
-    """All steps of one rank, and what it sent in the first."""
-
-    dp_rank: int
-    tp_rank: int
-    steps: list[RankStep]
-    ledger: Ledger
+OPTIONS: dict[str, Any] = {
+    "batch": None, "microbatches": 1, "zero": 0, "schedule": "1f1b", "chunks": 1,
+    "layers_per_stage": None, "using": None, "timeout": 60.0, "seed": 0,
+}  # fmt: skip
 
 
 def parity(
@@ -87,23 +52,24 @@ def parity(
     dtype: torch.dtype = torch.float64,
     **features: Any,
 ) -> ParityReport:
-    """Trains `config` for `steps` on tp*dp ranks and compares every number with one process.
+    """Trains `config` for `steps` on tp*dp*pp ranks and compares every number with one process.
 
     Features are fields of GPTConfig (they override `config`) and: `batch`, the global number of
     sequences (default 2 per rank and micro-batch; any number that gives each one at least one);
-    `microbatches`; `zero`, the stage of ZeRO over dp; `using`, pieces in place of the package's;
-    `timeout` in seconds; `seed`.
+    `microbatches`; `zero`, the stage of ZeRO over dp; of a pipeline the `schedule` ("gpipe",
+    "1f1b", "interleaved" or "zb_h1"), `chunks` a rank and `layers_per_stage`; `using`, pieces in
+    place of the package's; `timeout` in seconds; `seed`.
 
     float64: a free run, all compared at every step. float32: loss, logits and gradients one step
     from the oracle's state, parameters after a free run (AdamW amplifies rounding). bfloat16 and
     float16: as float32, with float32 masters and gradients, fp16 with the loss times 2**10; all
     start from parameters that `dtype` can hold; the bands are derived in `bands_of`. Raises
-    ValueError for what is not built yet or does not divide, TypeError for an unknown feature,
-    RankError when a rank fails.
+    ValueError for what does not divide or go together, TypeError for an unknown feature, RankError
+    when a rank fails.
     """
     config, options = _split_features(config, pp, features)
-    batch, microbatches, zero = options["batch"], options["microbatches"], options["zero"]
-    batch = 2 * dp * microbatches if batch is None else batch
+    microbatches, zero, chunks = (options[name] for name in ("microbatches", "zero", "chunks"))
+    batch = 2 * dp * microbatches if options["batch"] is None else options["batch"]
     check_split(config, tp, dp, batch, microbatches)
     bands = bands_of(dtype, config.num_layers, steps * LR / NOISE)
     if steps < 1:
@@ -111,12 +77,15 @@ def parity(
     seed = options["seed"]
     start = _noisy_state(config, seed, dtype)
     batches = [_batch(config, batch, seed + step, tp) for step in range(steps)]
-    run = Run(config, dtype, start, batches, microbatches, zero)
-    how = {key: options[key] for key in ("using", "timeout", "seed") if options[key] is not None}
-    free = launch(_train_on_rank, run, tp=tp, dp=dp, **how)
+    run = Run(config, dtype, start, batches, options)
+    how: dict[str, Any] = {"tp": tp, "dp": dp, "pp": pp}
+    how |= {key: options[key] for key in ("using", "timeout", "seed")}
+    free = launch(train_on_rank, run, **how)
 
     count = f"{steps} step" + ("s" if steps > 1 else "")
     split = f"tp={tp} dp={dp}" + (f" zero={zero}" if zero else "")
+    if pp * chunks > 1:
+        split += f" pp={pp} {options['schedule']}" + (f" chunks={chunks}" if chunks > 1 else "")
     title = f"parity {split}, {str(dtype).removeprefix('torch.')}, {count}"
     report = ParityReport(title, bands, [rank.ledger for rank in free])
     masks = None
@@ -135,14 +104,12 @@ def parity(
     judged = free
     if dtype != torch.float64:
         states = [start, *(step.parameters for step in wanted[:-1])]
-        judged = launch(
-            _train_on_rank, dataclasses.replace(run, states=states), tp=tp, dp=dp, **how
-        )
+        judged = launch(train_on_rank, dataclasses.replace(run, states=states), **how)
     for i, step in enumerate(wanted):
-        _compare_step(report, [rank.steps[i] for rank in judged], step, config, tp)
+        _compare_step(report, judged, i, step, config, tp * dp)
         for rank in free:
             found = rank.steps[i].parameters
-            report.compare("parameters", found, step.parameters, partly=rank.tp_rank > 0)
+            report.compare("parameters", found, step.parameters, partly=rank.holds_a_part)
             if "updates" in bands:
                 off = _distance(found, step.parameters) / _distance(start, step.parameters)
                 report.note("updates", "", off)
@@ -153,23 +120,20 @@ def _split_features(
     config: GPTConfig, pp: int, features: Mapping[str, Any]
 ) -> tuple[GPTConfig, dict[str, Any]]:
     """The config with its overrides, and the options with their defaults."""
-    known = (*CONFIG_FIELDS, *OPTIONS, *NOT_BUILT)
-    for name, value in features.items():
+    known = (*CONFIG_FIELDS, *OPTIONS)
+    for name in features:
         if name not in known:
             raise TypeError(
                 f"parity knows no feature {name!r}; it knows {', '.join(sorted(known))}"
             )
-        if name in NOT_BUILT and value != NOT_BUILT[name]:
-            raise ValueError(f"{name}={value!r} is not built yet")
-    if features.get("zero"):
-        check_zero(features["zero"], pp)
-    if pp != 1:
-        raise ValueError(f"pp={pp} is not built yet")
     overrides = {name: value for name, value in features.items() if name in CONFIG_FIELDS}
-    options: dict[str, Any] = {"batch": None, "microbatches": 1, "using": None, "seed": 0}
-    options |= {"timeout": 60.0, "zero": 0}
-    options |= {name: value for name, value in features.items() if name in OPTIONS}
-    return dataclasses.replace(config, **overrides), options
+    options = OPTIONS | {name: value for name, value in features.items() if name in OPTIONS}
+    config = dataclasses.replace(config, **overrides)
+    if options["zero"]:
+        check_zero(options["zero"], pp)
+    spread(config.num_layers, pp, options["chunks"], options["layers_per_stage"])
+    make_schedule(options["schedule"], pp, options["microbatches"], options["chunks"])
+    return config, options
 
 
 def _noisy_state(config: GPTConfig, seed: int, dtype: torch.dtype) -> State:
@@ -200,70 +164,6 @@ def _batch(config: GPTConfig, size: int, seed: int, tp: int) -> Batch:
     order = torch.rand(shape, generator=generator).argsort(dim=1)
     real = (config.seq_length * torch.arange(1, size + 1) // (size + 1)).clamp(min=1)
     return tokens, targets.masked_fill(order >= real[:, None], -100)
-
-
-def _train_on_rank(mesh: Mesh, run: Run) -> RankRun:
-    """Trains this rank's part and brings back everything that can be compared."""
-    half = run.dtype.itemsize < 4
-    torch.set_default_dtype(torch.float32 if half else run.dtype)
-    model = GPT(run.config, mesh)
-    model.load_full_state_dict(run.start)
-    if half:
-        half_precision(model, run.dtype)
-    if run.zero:
-        Zero(model, run.zero)
-    optimizer = make_optimizer(model, LR, betas=(0.9, 0.999))
-    for group in optimizer.param_groups:
-        group["weight_decay"] = 0.01  # on everything, as the oracle's AdamW(lr) does
-    outputs: list[Tensor] = []
-    model.register_forward_hook(lambda module, inputs, out: outputs.append(out.detach()))
-    result = RankRun(mesh.dp.rank, mesh.tp.rank, [], Ledger())
-    for i, batch in enumerate(run.batches):
-        if run.states is not None:
-            model.load_full_state_dict(run.states[i])
-        mine = [t[slice_of(len(t), mesh.dp.size, mesh.dp.rank)].to(mesh.device) for t in batch]
-        parts = [slice_of(len(mine[0]), run.microbatches, m) for m in range(run.microbatches)]
-        outputs.clear()
-        model.streams.record = []
-        with ledger() as log:
-            optimizer.zero_grad()
-            scale = 2.0**10 if run.dtype == torch.float16 else 1.0  # exact; fp16 needs it
-            microbatches = [(mine[0][part], mine[1][part]) for part in parts]
-            scaled = {} if scale == 1.0 else {"loss_scale": scale}  # a learner's own may lack it
-            loss = accumulate_gradients(model, microbatches, **scaled)
-            finish_gradients(model)
-            unscale_gradients(model, scale)
-            norm = gradient_norm(model)
-            optimizer.step()
-        if i == 0:
-            result.ledger = log
-        result.steps.append(
-            RankStep(
-                loss,
-                int((mine[1] != -100).sum()),
-                torch.cat(outputs),
-                _kept(model, model.full_gradients()),
-                norm,
-                _kept(model, model.full_state_dict()),
-                _joined(model.streams.record),
-            )
-        )
-    return result
-
-
-def _kept(model: GPT, state: State) -> State:
-    """A dense dict, without what tensor-parallel rank 0 holds as well: less to send home."""
-    first = model.mesh.tp.rank == 0
-    kept = {n: t for n, t in state.items() if first or not model.is_sharded(n)}
-    return {name: tensor.detach().clone() for name, tensor in kept.items()}
-
-
-def _joined(record: list[tuple[str, Tensor]]) -> State:
-    """The masks by site, the micro-batches joined along the batch."""
-    sites: dict[str, list[Tensor]] = {}
-    for site, mask in record:
-        sites.setdefault(site, []).append(mask)
-    return {site: torch.cat(masks) for site, masks in sites.items()}
 
 
 def _whole_masks(ranks: list[RankRun], step: int, config: GPTConfig, report: ParityReport) -> State:
@@ -304,17 +204,23 @@ def _distance(a: State, b: State) -> float:
 
 
 def _compare_step(
-    report: ParityReport, ranks: list[RankStep], step: oracle.Step, config: GPTConfig, tp: int
+    report: ParityReport, runs: list[RankRun], i: int, step: oracle.Step, config: GPTConfig, n: int
 ) -> None:
-    """Loss, logits and gradients of one step, from every rank that holds them."""
-    tokens = sum(rank.tokens for rank in ranks[::tp])
+    """Loss, logits and gradients of step i, from every rank that holds them.
+
+    Each of the pipeline's stages has `n` ranks; the last one has the logits.
+    """
+    tp = 1 + max(run.tp_rank for run in runs)
+    ranks = [run.steps[i] for run in runs]
+    last = ranks[-n:]
+    tokens = sum(rank.tokens for rank in last[::tp])
     for t in range(tp):
-        column = ranks[t::tp]  # the same part of the model, all of the batch
+        column = last[t::tp]  # the same part of the model, all of the batch
         loss = torch.stack([rank.loss.double() * rank.tokens for rank in column]).sum() / tokens
         report.compare("loss", {"loss": loss}, {"loss": step.loss})
-    rows = [torch.cat([r.logits for r in ranks[i : i + tp]], -1) for i in range(0, len(ranks), tp)]
+    rows = [torch.cat([r.logits for r in last[i : i + tp]], -1) for i in range(0, n, tp)]
     logits = torch.cat(rows)[..., : config.vocab_size]
     report.compare("logits", {"logits": logits}, {"logits": step.logits})
-    for i, rank in enumerate(ranks):
-        report.compare("gradients", rank.gradients, step.gradients, partly=i % tp > 0)
+    for run, rank in zip(runs, ranks, strict=True):
+        report.compare("gradients", rank.gradients, step.gradients, partly=run.holds_a_part)
         report.compare("grad_norm", {"grad_norm": rank.grad_norm}, {"grad_norm": step.grad_norm})
