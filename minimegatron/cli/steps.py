@@ -32,6 +32,7 @@ from minimegatron.training.precision import (
     half_precision,
     optimizer_step,
 )
+from minimegatron.training.recompute import saved_tensors
 
 SIZES: dict[str, Any] = {
     "vocab_size": 256, "seq_length": 64, "hidden_size": 128, "num_layers": 2, "num_heads": 4,
@@ -109,19 +110,11 @@ class Trainer:
 
     def saved(self) -> int:
         """Bytes that forward keeps for backward, parameters left out."""
-        kept: dict[int, torch.UntypedStorage] = {}
-
-        def pack(x: Tensor) -> Tensor:
-            kept[x.untyped_storage()._cdata] = x.untyped_storage()
-            return x.detach()
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        with saved_tensors(self.model) as log:
             loss = self.model.loss(*self.batch[0])
-        own = {p.untyped_storage()._cdata for p in self.model.parameters()}
-        total = sum(storage.nbytes() for place, storage in kept.items() if place not in own)
         loss.backward()
         finish_gradients(self.model)
-        return total
+        return log.bytes()
 
     def owned(self) -> int:
         """Bytes between two steps: parameters, gradients, optimizer state, residuals."""
