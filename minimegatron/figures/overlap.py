@@ -32,7 +32,7 @@ LEFT, RIGHT, WORK, MESSAGE, GAP = 150, 870, 38, 26, 10  # pixels
 LETTER = 10.2  # pixels: no letter of the small size is wider on average
 WAITS = "waits"
 WORDS = {"F": "forward", "B": "backward", "I": "input gradient", "W": "weight gradient", "": WAITS}
-KINDS = {name: kind for kind, name in WORDS.items() if kind in ("I", "W")}
+KINDS = {name: kind for kind, name in WORDS.items()}
 TICKS = tuple(unit * 10**power for power in range(-6, 3) for unit in (1, 2, 5))
 
 
@@ -120,7 +120,7 @@ def _draw_rank(
     words(axes, LEFT - 10, y + MESSAGE / 2, "messages", align="right", size=SMALL)
     for s in _innermost([*log.spans, *_waits(log)]):
         colour = PAPER if s.name == WAITS else rank_colour(rank)
-        box(s.begin, s.end, top, WORK, s.name, colour=colour, hatch=HATCHES[_kind(s)])
+        box(s.begin, s.end, top, WORK, s.name, colour=colour, hatch=HATCHES.get(_kind(s), ""))
     for r, row in zip(_finished(log), rows, strict=True):
         end = r.done or 0.0
         box(r.posted, end, y + MESSAGE * (row - 1), MESSAGE - 4, r.op.replace("_", "-"))

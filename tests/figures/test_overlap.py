@@ -70,7 +70,7 @@ def test_messages_under_way_together_stand_below_one_another(drawn: list[Axes]) 
 
 def test_work_inside_work_is_drawn_on_it(drawn: list[Axes]) -> None:
     nested = log(waited=0.4)
-    nested.spans.append(Span("backward", "backward", 0.0, 0.5))
+    nested.spans.append(Span("backward", "forward", 0.0, 0.5))  # named from outside autograd
     figures.overlap_timeline({"nested": [nested]})
     (axes,) = drawn
     assert [width for _, width in boxes(axes, 44)] == pytest.approx(
