@@ -73,6 +73,7 @@ def sent(tp=1, dp=1, **features):
     [
         ({"tp": 2}, {"sequence_parallel": True}, ("reduce_scatter", "tp", "forward")),
         ({"dp": 2}, {"zero": 1}, ("reduce_scatter", "dp", "backward")),
+        ({"dp": 2}, {"zero": 3, "recompute": "full"}, ("all_gather", "dp", "forward")),
         ({"dp": 2}, {"compress": "1-bit"}, ("all_gather", "dp", "backward")),
         ({"tp": 2}, {"precision": "bf16"}, ("all_reduce", "tp", "backward")),  # half the bytes
     ],

@@ -29,6 +29,10 @@ def forward_backward(
     Under torch.no_grad() forwards alone, whatever the schedule.
     """
     p, m, v = model.mesh.pp.size, len(microbatches), model.chunks
+    if not torch.is_grad_enabled() and p * v == 1:  # the model's own call: ZeRO 3 hooks into it
+        counts = [(targets != -100).sum() for _, targets in microbatches]
+        losses = [model.loss(*batch) * n for batch, n in zip(microbatches, counts, strict=True)]
+        return torch.stack(losses).sum() / torch.stack(counts).sum().clamp(min=1)
     if not torch.is_grad_enabled():
         forwards = [Action("F", n, chunk) for chunk in range(v) for n in range(m)]
         return run_schedule(model, Schedule([forwards] * p, m, v), microbatches)
