@@ -33,18 +33,19 @@ class Model(gradients.Model, Protocol):
     """What this file needs of a model (a GPT)."""
 
     layers: nn.ModuleDict
+    chunks: int
     zero: Zero | None
 
 
-def check_zero(stage: int, pp: int) -> None:
-    """A ValueError for a stage that there is not, or that makes no sense in a pipeline."""
+def check_zero(stage: int, pipeline: int) -> None:
+    """A ValueError for a stage of ZeRO that there is not, or none for `pipeline` > 1 stages."""
     if stage not in (1, 2, 3):
         raise ValueError(f"zero={stage!r} is not a stage of ZeRO: 1, 2 or 3 (0 is without)")
-    if stage > 1 and pp > 1:
+    if stage > 1 and pipeline > 1:
         work = "reduce its gradients" + (" and gather its parameters twice" if stage == 3 else "")
         raise ValueError(
-            f"zero={stage} with pp={pp}: a pipeline lives on many micro-batches, and for each of "
-            f"them a rank would have to {work}, where zero=1 sends once a step: use zero=1 with pp"
+            f"zero={stage} in a pipeline of {pipeline} stages: it lives on many micro-batches, and "
+            f"for each a rank would have to {work}; zero=1 sends once a step and goes with pp"
         )
 
 
@@ -62,7 +63,7 @@ class Zero:
     def __init__(
         self, model: Model, stage: int, bucket_bytes: int = gradients.BUCKET_BYTES
     ) -> None:
-        check_zero(stage, model.mesh.pp.size)
+        check_zero(stage, model.mesh.pp.size * model.chunks)
         if model.zero or model.gradient_reducer:
             raise ValueError("the model has ZeRO already, or a gradient reducer, and ZeRO is one")
         self.stage, self.axis = stage, model.mesh.dp

@@ -130,7 +130,7 @@ def _split_features(
     options = OPTIONS | {name: value for name, value in features.items() if name in OPTIONS}
     config = dataclasses.replace(config, **overrides)
     if options["zero"]:
-        check_zero(options["zero"], pp)
+        check_zero(options["zero"], pp * options["chunks"])
     spread(config.num_layers, pp, options["chunks"], options["layers_per_stage"])
     make_schedule(options["schedule"], pp, options["microbatches"], options["chunks"])
     return config, options

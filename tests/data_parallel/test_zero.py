@@ -117,6 +117,19 @@ def test_stage_3_gathers_once_for_a_layers_recomputation_and_its_backward(recomp
         assert gathers == 2 * (CONFIG.num_layers + 1)
 
 
+@pytest.mark.parametrize("schedule", ["1f1b", "zb_h1"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_stage_1_goes_with_a_pipeline_and_sends_gradients_once_a_step(schedule, tied):
+    config = dataclasses.replace(CONFIG, num_layers=2, tie_embeddings=tied)
+    how = {"pp": 2, "dp": 2, "microbatches": 4, "schedule": schedule}
+    plain, shared = mm.parity(config, **how), mm.parity(config, zero=1, **how)
+    assert shared.ok, shared
+    for before, after in zip(plain.ledger, shared.ledger, strict=True):
+        sent = after.wire_bytes(axis="dp") - before.wire_bytes(axis="dp")
+        assert 0 <= sent <= 100  # padding
+        assert after.count("reduce_scatter") == after.count("all_gather", axis="dp") == 1
+
+
 def torch_zero(mesh, rows):
     """Stage 1 by torch: DistributedDataParallel and ZeroRedundancyOptimizer."""
     from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -427,14 +440,16 @@ def test_what_does_not_go_with_zero_is_refused():
         refused(lambda: mm.Zero(with_reducer, 1))
         model.get_parameter("final_norm.bias").requires_grad_(False)
         refused(lambda: gradients(model))
+        refused(lambda: mm.Zero(mm.GPT(CONFIG, mesh, chunks=3), 2))
         reduced_elsewhere = model_on(mesh, 1)
         mm.reduce_by_nodes(reduced_elsewhere, 1)
         refused(lambda: gradients(reduced_elsewhere))
         return said
 
     for said in mm.launch(run, dp=2):
-        assert len(said) == 4
+        assert len(said) == 5
         assert said[0] == said[1]
         assert "has ZeRO already, or a gradient reducer" in said[0]
-        assert said[2] == said[3]
+        assert said[2] == said[4]
         assert "after Zero(model, ...) parameters cannot be frozen" in said[2]
+        assert "zero=2 in a pipeline of 3 stages" in said[3]
