@@ -23,7 +23,7 @@ stamp = .venv/made-with-python-$(version)
 torch := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo lab test test-all lint test-package test-lessons test-slow bench notebooks \
+.PHONY: help venv demo lab test test-all lint test-package test-lessons test-slow lattice bench notebooks \
     check-notebooks doctor clean
 
 help:  ## this list
@@ -69,6 +69,9 @@ test-package: venv
 
 test-slow: venv
 	@.venv/bin/python -m pytest tests -m slow -n $(WORKERS) --dist loadfile -q || [ $$? = 5 ]  # 5: none
+
+lattice: venv  ## parity of every pair of options, and every triple with pp or zero (20 minutes)
+	@.venv/bin/python -m pytest tests/training/test_parity_lattice.py -q -s
 
 # One after the other: a lesson's ranks want both cores, and its time is judged.
 test-lessons: venv
