@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import ipywidgets
 
 from minimegatron.analysis.activations import Term, activation_terms, outside_terms
+from minimegatron.analysis.flops import parameters_per_rank
+from minimegatron.analysis.memory import state_bytes
 from minimegatron.figures.bars import stacked_bars
 from minimegatron.figures.picture import Picture
 from minimegatron.figures.widgets import PictureExplorer
@@ -70,13 +72,16 @@ def activation_bars(
 def ways_to_save(seq: int = 2048, tp: int = 8, attention: str = "2022") -> Picture:
     """The paper's 22B model, 4 sequences of `seq` tokens, in each of the ways to save.
 
-    `attention` "2022" has dropout and writes the scores down; "today" has neither.
+    `attention` "2022" has dropout and writes the scores down; "today" has neither. A dashed line
+    marks what a GPU of 80 GB has left beside weights, gradients and optimizer state in bf16.
     """
     then = {"dropout": 0.1, "attention": "explicit"} if attention == "2022" else {}
     config = GPTConfig(51200, seq, 6144, 48, 64, **then)  # type: ignore[arg-type]
     rows = {name: (dataclasses.replace(config, **way), tp) for name, way in WAYS.items()}  # type: ignore[arg-type]
     title = f"Activations of the 22B model, 4 x {seq:,} tokens, tp = {tp}"
-    return activation_bars(title, rows, 4, ("GB", 1e9), limit=("one A100", 80e9))
+    left = 80e9 - sum(state_bytes("bf16", parameters_per_rank(config, tp)).values())
+    limit = ("left of 80 beside the parameters", left) if left > 0 else None
+    return activation_bars(title, rows, 4, ("GB", 1e9), limit=limit)
 
 
 def explore_activations() -> PictureExplorer:

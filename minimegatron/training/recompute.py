@@ -25,7 +25,7 @@ from minimegatron.ranks.ledger import current_phase
 
 @dataclass(frozen=True)
 class Saved:
-    """A saved tensor: the name of the module that saved it ("": outside all), bytes of storage."""
+    """A saved tensor: the name of the module that saved it ("": outside all); storage in bytes."""
 
     place: str
     phase: str
@@ -67,7 +67,8 @@ def saved_tensors(model: GPT, offload: bool = False) -> Iterator[SavedTensors]:
             model.loss(tokens, targets).backward()
 
     Each storage counts once while it is held, parameters not at all. With `offload` each tensor
-    moves to the host's memory until backward wants it, and nothing is held; on a CPU, a copy.
+    moves to the host's memory until backward wants it, as often as it is saved, and nothing is
+    held; on a CPU it is copied.
     """
     log, places, device = SavedTensors(), [""], model.mesh.device
     holders = weakref.WeakValueDictionary[int, _Holder]()
@@ -75,7 +76,7 @@ def saved_tensors(model: GPT, offload: bool = False) -> Iterator[SavedTensors]:
 
     def pack(x: Tensor) -> Any:
         storage = x.untyped_storage()
-        key, size = storage.data_ptr(), storage.nbytes()
+        key, size = storage.data_ptr(), x.nbytes if offload else storage.nbytes()
         if any(key == p.untyped_storage().data_ptr() for p in model.parameters()):
             return x
         holder = holders.get(key)

@@ -50,6 +50,8 @@ def test_the_ways_to_save_are_those_of_the_paper() -> None:
     inside = both["attention"] + both["MLP"] + both["layer norms"]
     assert inside == pytest.approx(layers * 34 * s * b * h / t / 1e9, rel=5e-3)
     assert bars(alt, "full")["layers' inputs"] == pytest.approx(layers * 2 * s * b * h / 1e9, 5e-3)
+    assert "left of 80 beside the parameters, 30.1" in alt  # 18 bytes of 22 B, over 8
+    assert "left of 80" not in figures.ways_to_save(tp=1).alt  # nothing is
     today = figures.ways_to_save(attention="today").alt
     assert bars(today, "tp")["scores"] < 0.02 * bars(alt, "tp")["scores"]
 
