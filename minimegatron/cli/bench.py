@@ -52,9 +52,8 @@ class Row:
     @property
     def met(self) -> bool:
         """Whether the median keeps the target, if there is one."""
-        if self.target is None:
-            return True
-        return self.median >= self.target if self.at_least else self.median <= self.target
+        target = self.median if self.target is None else self.target
+        return self.median >= target if self.at_least else self.median <= target
 
 
 def seconds(call: Callable[[], Any], times: int = 1) -> float:
@@ -306,14 +305,13 @@ def features() -> Iterator[Row]:
     for one in FEATURES:
         sizes = FEATURE_SIZES | SLOW.get(one.precision, {})
         sides = mm.launch(compare, one, sizes, 7, tp=one.tp, dp=one.dp, timeout=300)[0]
-        split = f"tp={one.tp}" if one.tp > 1 else f"dp={one.dp}"
-        yield Row(f"GPT step, {split}, {one.part[2:]}: {one.name}", time_ratios(sides), None, "x")
+        name = f"GPT step, {one.split}, {one.part[2:]}: {one.name}"
+        yield Row(name, time_ratios(sides), None, "x")
 
 
 PARTS = {
-    part.__name__: part
-    for part in (
-        launching, failing, reducing, stepping, against_dtensor, against_transformers, features
+    part.__name__: part for part in (
+        launching, failing, reducing, stepping, against_dtensor, against_transformers, features,
     )
 }  # fmt: skip
 
@@ -324,10 +322,9 @@ def run(names: list[str] | None = None) -> int:
     0, whatever it shows; 1 for a name that is no part.
     """
     console = Console()
-    for name in names or ():
-        if name not in PARTS:
-            console.print(f"error: {name!r} is not one of {', '.join(PARTS)}", markup=False)
-            return 1
+    if unknown := [name for name in names or () if name not in PARTS]:
+        console.print(f"error: {unknown[0]!r} is not one of {', '.join(PARTS)}", markup=False)
+        return 1
     table = Table(title="Medians of paired rounds", title_justify="left")
     table.add_column("what")
     for column in ("median", "least", "most", "target"):
@@ -341,9 +338,8 @@ def run(names: list[str] | None = None) -> int:
             if row.target is not None:
                 limit = f"{'>=' if row.at_least else '<='} {row.target:g} {row.unit}"
                 met = "yes" if row.met else "no"
-            numbers = [
-                f"{x:.3g} {row.unit}" for x in (row.median, min(row.values), max(row.values))
-            ]
+            values = row.median, min(row.values), max(row.values)
+            numbers = [f"{value:.3g} {row.unit}" for value in values]
             table.add_row(row.name, *numbers, limit, met)
     console.print(table)
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads in one process")

@@ -215,12 +215,11 @@ def time_ratios(sides: tuple[Measured, Measured]) -> list[float]:
 def _row(feature: Feature) -> Row:
     sizes = SLOW.get(feature.precision, {})
     one, other = launch(compare, feature, sizes, tp=feature.tp, dp=feature.dp, timeout=300)[0]
-    split = f"tp={feature.tp}" if feature.tp > 1 else f"dp={feature.dp}"
     ratios = [f"{a / b:.2f}" for a, b in (
         (one.wire, other.wire), (one.saved, other.saved), (one.owned, other.owned)
     )]  # fmt: skip
     times = _times(time_ratios((one, other)))
-    return (feature.part, f"{feature.name}, {split}", evidence(feature), *ratios, times)
+    return (feature.part, f"{feature.name}, {feature.split}", evidence(feature), *ratios, times)
 
 
 def run() -> int:

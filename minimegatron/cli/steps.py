@@ -61,6 +61,11 @@ class Feature:
     using: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def split(self) -> str:
+        """The ranks in words: every feature has one axis."""
+        return f"tp={self.tp}" if self.tp > 1 else f"dp={self.dp}"
+
+    @property
     def absent(self) -> Feature:
         """The same split without the feature."""
         return Feature(self.part, "plain", self.tp, self.dp, self.base)
