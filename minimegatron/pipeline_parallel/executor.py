@@ -110,6 +110,9 @@ class _Step:
                 self._exchange(list(group))
                 continue
             for action in group:
+                needed = action._replace(kind="RECV_F" if action.kind == "F" else "RECV_B")
+                if isinstance(there := self.arriving.get(needed), Handle):
+                    there.wait()  # idle: not in the span of the work
                 with span(str(action)):
                     {"F": self._forward, "W": self._weights}.get(action.kind, self._backward)(
                         action

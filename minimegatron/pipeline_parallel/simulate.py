@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from operator import sub
 
 from minimegatron.pipeline_parallel.schedule import Action, Schedule
+from minimegatron.ranks.ledger import Ledger
 
 STEP = {"F": 1, "B": -1, "I": -1, "W": 0}  # a result is used this many stages further
 
@@ -28,6 +29,16 @@ class Timeline:
     schedule: Schedule  # without messages
     starts: list[list[float]]
     ends: list[list[float]]
+
+    @classmethod
+    def measured(cls, schedule: Schedule, ledgers: Sequence[Ledger]) -> Timeline:
+        """What the ranks did, from the ledger that each kept around `run_schedule`."""
+        named = [{span.name: span for span in log.spans} for log in ledgers]
+        ranks = zip(named, schedule.actions, strict=True)
+        spans = [[names[str(action)] for action in actions] for names, actions in ranks]
+        zero = min(span.begin for rank in spans for span in rank)
+        starts = [[span.begin - zero for span in rank] for rank in spans]
+        return cls(schedule, starts, [[span.end - zero for span in rank] for rank in spans])
 
     @property
     def spans(self) -> list[list[tuple[Action, float, float]]]:
