@@ -35,14 +35,16 @@ def slow_network(seconds: Callable[[str, int, int], float]) -> Iterator[None]:
         def start_slow() -> Callable[[], Tensor]:
             nonlocal free
             free = due = max(time.perf_counter(), free) + seconds(op, size, axis.size)
-            record, TRACE.record = TRACE.record, None  # its true arrival is not to be told
-            finish = start()
+            record, finish = TRACE.record, start()
 
             def finish_slow() -> Tensor:
-                if record and due < time.perf_counter():
-                    record.done = due
+                begin = time.perf_counter()
                 result = finish()
-                time.sleep(max(0.0, due - time.perf_counter()))
+                now = time.perf_counter()
+                if record:  # a peer that starts late makes its message late
+                    blocked = now if now - begin > 1e-3 else 0.0
+                    record.done = max(due, record.done or blocked)
+                time.sleep(max(0.0, due - now))
                 return result
 
             return finish_slow

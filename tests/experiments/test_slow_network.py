@@ -56,3 +56,20 @@ def test_a_slow_network_carries_one_message_at_a_time_and_gets_the_models_argume
     asked, both, later = mm.launch(run, tp=2)[0]
     assert asked == [("all_reduce", 16, 2), ("all_gather", 32, 2)]
     assert both >= 0.04 and later >= 0.019
+
+
+@pytest.mark.parametrize("elements", [4, 1 << 20])  # pairwise exchange, and gloo's ring
+def test_a_peer_that_starts_late_makes_its_message_late(elements):
+    def run(mesh):
+        x = torch.ones(elements)
+        with slow_network(lambda op, size, n: 0.05), mm.ledger() as log:
+            mm.barrier(mesh.tp)
+            time.sleep(0.3 * mesh.rank)
+            handle = mm.all_reduce(x, mesh.tp, async_op=True)
+            time.sleep(0.1 * (1 - mesh.rank))
+            handle.wait()
+        return log.records[1]
+
+    early, late = mm.launch(run, tp=2)
+    assert early.posted + 0.2 < late.posted <= early.done
+    assert late.posted + 0.049 <= late.done
