@@ -54,10 +54,11 @@ SCHEDULES: dict[str, Callable[[int, int, int], Schedule]] = {
 """Name -> the schedule for p ranks, m micro-batches, v chunks (1 or 2 where it has its own)."""
 
 
-def schedule_chart(timeline: Timeline, title: str = "") -> Picture:
+def schedule_chart(timeline: Timeline, title: str = "", measured: bool = False) -> Picture:
     """Who does what when, with the micro-batch's number where it fits; below, activations held.
 
-    Raises ValueError for more than 4096 actions, of which nothing could be seen.
+    `measured` times differ from run to run: the words then tell the order alone. Raises ValueError
+    for more than 4096 actions, of which nothing could be seen.
     """
     count = sum(map(len, timeline.starts))
     if not 0 < count <= MOST:
@@ -80,12 +81,14 @@ def schedule_chart(timeline: Timeline, title: str = "") -> Picture:
         words(axes, 896, bottom + 44, "at most", align="right", size=SMALL)
         _in_flight(axes, timeline, held, bottom + 58, low)
         most = ", ".join(f"rank {r} {max(y for _, y in steps):g}" for r, steps in enumerate(held))
-        return Picture(
-            axes,
+        told = (
             f"{title}. {bubble} A row a rank over time: {_told(timeline)}. The whole takes "
-            f"{timeline.total_time:.4g}, the work of the busiest rank {timeline.ideal_time:.4g}. "
-            f"Below, the micro-batches whose activations a rank holds, at most: {most}.",
+            f"{timeline.total_time:.4g}, the work of the busiest rank {timeline.ideal_time:.4g}."
         )
+        if measured:
+            told = f"{title}, in seconds. A row a rank over time, in order: {_order(timeline)}."
+        held_most = f"Below, the micro-batches whose activations a rank holds, at most: {most}."
+        return Picture(axes, f"{told} {held_most}")
 
 
 def _title(timeline: Timeline) -> str:
@@ -111,6 +114,11 @@ def _told(timeline: Timeline) -> str:
         work = sum(stop - at for _, at, stop in spans)
         told.append(f"rank {rank} from {start:.4g} to {end:.4g}, at work for {work:.4g}")
     return "; ".join(told)
+
+
+def _order(timeline: Timeline) -> str:
+    ranks = enumerate(timeline.schedule.actions)
+    return "; ".join(f"rank {rank} {' '.join(map(str, actions))}" for rank, actions in ranks)
 
 
 def _key(axes: Axes, timeline: Timeline) -> None:

@@ -128,3 +128,10 @@ def test_forward_backward_and_idle_differ_in_grey() -> None:
     """The patches of every rank stand out against idle, which is paper with dots."""
     for rank in range(8):
         assert (1 + 0.05) / (luminance(rank_colour(rank)) + 0.05) > 1.2
+
+
+def test_the_words_of_a_measured_chart_are_the_same_at_every_run():
+    schedule = mm.one_f_one_b(2, 2)
+    runs = (mm.simulate(schedule, forward=f) for f in (1.0, 1.7))
+    first, second = (figures.schedule_chart(run, "On ranks", measured=True).alt for run in runs)
+    assert first == second and "rank 0 F0 F1 B0 B1; rank 1 F0 B0 F1 B1" in first
