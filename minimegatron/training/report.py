@@ -83,8 +83,8 @@ class ParityReport:
     """What `parity` found: `.ok`, and for each kind the worst error and the tensor it is in.
 
     `errors` and `worst` have the keys loss, logits, gradients, grad_norm, parameters (and, with
-    dropout, masks: 0.0, or inf where a mask was equal or different that must not be). `ledger[r]`
-    holds what rank r sent in the first step.
+    dropout, masks: 0.0, or inf where a mask was equal or different that must not be; in half
+    precision, updates: see `bands_of`). `ledger[r]` holds what rank r sent in the first step.
     """
 
     title: str
