@@ -84,6 +84,7 @@ EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
     "stacked_bars, eight terms": lambda: figures.stacked_bars(
         "Bytes", "MB", {"a layer": {f"a longer term {i}": 100.0 * i for i in range(8)}}
     ),
+    **{f"placement {n}": lambda n=n: figures.draw_placement(2, 2, 2, n) for n in (1, 4, 8)},
     "mesh 2 2": lambda: figures.mesh(2, 2),
     "mesh 4 3": lambda: figures.mesh(4, 3),
     "course_map": lambda: figures.course_map(here=3),
