@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from minimegatron import experiments
@@ -41,7 +39,7 @@ def test_feedback_changes_the_losses_and_not_the_bytes(small):
 
 def test_what_is_stored_was_made_with_the_settings_and_runs_that_the_command_has_now():
     stored = experiments.stored("cheaper_gradients")
-    assert stored["settings"] == dataclasses.asdict(cheaper_gradients.SETTINGS)
+    assert Settings(**stored["settings"]) == cheaper_gradients.SETTINGS
     assert {
         n: (r["method"], r["options"]) for n, r in stored["runs"].items()
     } == cheaper_gradients.RUNS
