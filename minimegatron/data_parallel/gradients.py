@@ -121,6 +121,7 @@ class GradientBuckets:
     ):
         self.axis = axis
         self.parameters = list(parameters)
+        self.kinds = [_kind(p) for p in parameters]
         self.bucket_bytes = bucket_bytes
         self.sharing_stage = sharing_stage
         self.reducer: Reducer | None = None
@@ -145,9 +146,8 @@ class GradientBuckets:
         """Whether these are still the parameters (not frozen, moved or cast since)."""
         return (
             axis is self.axis
-            and len(parameters) == len(self.parameters)
-            and all(p is q for p, q in zip(parameters, self.parameters, strict=True))
-            and all(_kind(p)[:2] == (v.dtype, v.device) for p, v in self.views.items())
+            and [id(p) for p in parameters] == [id(p) for p in self.parameters]
+            and [_kind(p) for p in parameters] == self.kinds
         )
 
     def start(self) -> None:
@@ -201,7 +201,7 @@ def _buckets_of(model: Model, bucket_bytes: int | None = None) -> GradientBucket
         if not kept or model.gradient_reducer:
             raise RuntimeError(
                 "after Zero(model, ...) parameters cannot be frozen, thawed, moved or cast, "
-                "buckets not resized, and gradients not be reduced in another way"
+                "buckets not resized, and gradients not reduced in another way"
             )
         return made
     if made is None or not kept:
@@ -288,7 +288,7 @@ def finish_gradients(model: Model) -> None:
 
     Collective. Averages over dp what `overlap_gradients` has not averaged already, weighted by the
     tokens of each rank since the last call; adds up partial sums over tp, and tied embeddings over
-    the pipeline. Raises RuntimeError     when a backward came after `overlap_gradients`.
+    the pipeline. Raises RuntimeError when a backward came after `overlap_gradients`.
     """
     sum_tied_gradients(model)
     if model.mesh.dp.size > 1:

@@ -441,15 +441,16 @@ def test_what_does_not_go_with_zero_is_refused():
         model.get_parameter("final_norm.bias").requires_grad_(False)
         refused(lambda: gradients(model))
         refused(lambda: mm.Zero(mm.GPT(CONFIG, mesh, chunks=3), 2))
+        refused(lambda: gradients(mm.half_precision(model_on(mesh, 1), torch.bfloat16)))
         reduced_elsewhere = model_on(mesh, 1)
         mm.reduce_by_nodes(reduced_elsewhere, 1)
         refused(lambda: gradients(reduced_elsewhere))
         return said
 
     for said in mm.launch(run, dp=2):
-        assert len(said) == 5
+        assert len(said) == 6
         assert said[0] == said[1]
         assert "has ZeRO already, or a gradient reducer" in said[0]
-        assert said[2] == said[4]
+        assert said[2] == said[4] == said[5]
         assert "after Zero(model, ...) parameters cannot be frozen" in said[2]
         assert "zero=2 in a pipeline of 3 stages" in said[3]
