@@ -31,7 +31,12 @@ from minimegatron.figures.overlap import explore_chunks, overlap_timeline
 from minimegatron.figures.pair import column_row_pair
 from minimegatron.figures.pairwise import pairwise_all_reduce
 from minimegatron.figures.picture import Picture
-from minimegatron.figures.placement import draw_placement, explore_placement, placement
+from minimegatron.figures.placement import (
+    draw_placement,
+    explore_placement,
+    groups_of,
+    placement,
+)
 from minimegatron.figures.predict import compare_prediction, predicted_and_measured
 from minimegatron.figures.processes import mesh, notebook_and_ranks
 from minimegatron.figures.ratios import ratios
@@ -53,6 +58,7 @@ from minimegatron.figures.zero import explore_zero, sharded_step, zero_shards
 __all__ = [
     "draw_placement",
     "explore_placement",
+    "groups_of",
     "placement",
     "Picture",
     "activation_bars",
