@@ -86,12 +86,33 @@ def _clash(first: str, second: str, why: str, **options: Any) -> Clash:
     return Clash(first, second, why, lambda: parity(SMALL, **options))
 
 
+def _zero_by_nodes(mesh: Mesh) -> None:
+    feature = Feature("7 gradients", "2 nodes", dp=2, zero=1, ranks_per_node=1)
+    Trainer(mesh, feature, {"hidden_size": 16}).step()
+
+
 INCOMPATIBLE = (
     _clash("zero=2", "pp > 1", "gradients would be reduced for every micro-batch", zero=2, pp=2),
     _clash("zero=3", "pp > 1", "parameters would be gathered for every micro-batch", zero=3, pp=2),
     Clash(
         "zero", "compress", "a rank receives its own part of the sum only",
         Settings(zero=1, compress="1-bit").check,
+    ),
+    Clash(
+        "zero", "gradients reduced node by node", "ZeRO reduces them its own way",
+        lambda: launch(_zero_by_nodes, dp=2),
+    ),
+    _clash(
+        "interleaved", "micro-batches that pp does not divide", "they come in groups of pp",
+        pp=2, chunks=2, num_layers=4, schedule="interleaved", microbatches=3,
+    ),
+    _clash(
+        "zb_h1", "fewer micro-batches than ranks", "its warm-up needs them",
+        pp=2, schedule="zb_h1", microbatches=1,
+    ),
+    _clash(
+        "chunks of a pipeline", "a schedule other than interleaved", "each runs one stage a rank",
+        pp=2, chunks=2, num_layers=4, schedule="1f1b",
     ),
     _clash(
         "sequence_parallel", "a sequence that tp does not divide", "ranks hold equal parts of it",
@@ -101,7 +122,7 @@ INCOMPATIBLE = (
         "keep_gathered", "no sequence_parallel", "nothing is gathered", tp=2, keep_gathered=True
     ),
     Clash(
-        "chunks > 1", "sequence_parallel", "each rank keeps its own part of one sum",
+        "chunks of a row layer", "sequence_parallel", "each rank keeps its own part of one sum",
         lambda: RowParallelLinear(4, 4, single().tp, sequence_parallel=True, chunks=2),
     ),
     _clash(
