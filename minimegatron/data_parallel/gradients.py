@@ -317,11 +317,6 @@ def accumulate_gradients(
     needs it). Returns the rank's mean loss, unscaled and without a graph; call `finish_gradients`
     next.
     """
-    if getattr(model.gradient_reducer, "feedback", False) and loss_scale != 1:
-        raise ValueError(
-            "error feedback keeps part of a gradient for a later step, which has another loss "
-            "scale: use precision='bf16', or compress_gradients(..., feedback=False)"
-        )
     counts = [int((targets != -100).sum()) for _, targets in microbatches]
     tokens_of_step = model.tokens_since_finish + sum(counts)
     # A rank that may not keep whole gradients sends those of every micro-batch.

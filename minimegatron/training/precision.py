@@ -105,6 +105,11 @@ def half_precision(model: GPT, dtype: torch.dtype) -> GPT:
 @torch.no_grad()
 def unscale_gradients(model: GPT, scale: float) -> None:
     """Divides this rank's gradients by the loss scale: call it before their norm is taken."""
+    if getattr(model.gradient_reducer, "feedback", False) and scale != 1:
+        raise ValueError(
+            "error feedback keeps part of a gradient for a later step, which has another loss "
+            "scale: use precision='bf16', or compress_gradients(..., feedback=False)"
+        )
     for piece in pieces(model):
         if piece.gradient is not None:
             piece.gradient.div_(scale)
