@@ -49,12 +49,31 @@ def test_the_demo_compares_four_ways_and_writes(capsys, tmp_path):
     assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_demo_takes_a_pipeline_beside_the_four(capsys):
+    settings = dataclasses.replace(SMALL, layers=2, microbatches=2, schedule="zb_h1")
+    assert demo.run(settings=settings, pp=2) == 0
+    row = re.search(r"^ *pp=2 zb_h1 .*\d\.\d{3}.*", capsys.readouterr().out, re.MULTILINE)
+    # A rank's: 2 micro-batches to its neighbour, the tied embedding, the norm.
+    assert row and "e-1" in row[0] and re.search(r" 4 ", row[0]), row
+    assert demo.run(settings=SMALL, pp=2) == 1
+    assert "num_layers 1 does not divide by pp=2" in capsys.readouterr().out
+
+
 def test_train_gives_the_same_losses_at_every_split():
-    results = [invoke(), invoke("--tp", 2), invoke("--dp", 2, "--microbatches", 2)]
-    assert [code for code, _ in results] == [0, 0, 0], results
+    stages = ("--layers", 2, "--pp", 2, "--microbatches", 2)
+    results = [
+        invoke(),
+        invoke("--tp", 2),
+        invoke("--dp", 2, "--microbatches", 2),
+        invoke("--layers", 2),
+        invoke(*stages, "--schedule", "gpipe"),
+        invoke(*stages, "--chunks", 2, "--schedule", "interleaved", "--layers", 4)[:1] + ("",),
+    ]
+    assert [code for code, _ in results] == [0] * 6, results
     found = [numbers(output) for _, output in results]
     assert len(found[0]) == 2
     assert found[0] == found[1] == found[2]
+    assert found[3] == found[4] != found[0]
     assert "tp=2 x dp=1" in results[1][1]
     assert "tokens/s" in results[0][1]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.box import SIMPLE
@@ -31,23 +32,32 @@ from minimegatron.training.parity import parity
 from minimegatron.training.report import ParityReport
 
 SPLITS = {
-    "1 process": (1, 1),
-    "tp=2": (2, 1),
-    "dp=2": (1, 2),
-    "tp=2 x dp=2": (2, 2),
+    "1 process": (1, 1, 1),
+    "tp=2": (2, 1, 1),
+    "dp=2": (1, 2, 1),
+    "tp=2 x dp=2": (2, 2, 1),
 }
 STEP_PHASES = ("forward", "backward", "optimizer")
 
 
 def run(
-    steps: int | None = None, plot: Path | None = None, settings: Settings | None = None
+    steps: int | None = None,
+    plot: Path | None = None,
+    settings: Settings | None = None,
+    pp: int = 1,
 ) -> int:
-    """Runs all four, prints the table and a sample; 1 if a run fails or is not equal."""
+    """Runs all four, prints the table and a sample; 1 if a run fails or is not equal.
+
+    With pp > 1 a fifth one, in a pipeline, with the schedule, chunks and micro-batches given.
+    """
     console = Console(highlight=False)
     settings = settings or Settings()
     settings = settings if steps is None else replace(settings, steps=steps)
     begin = time.perf_counter()
+    splits = SPLITS | ({f"pp={pp} {settings.schedule}": (1, 1, pp)} if pp > 1 else {})
+    plain = replace(settings, schedule="1f1b", chunks=1)
     try:
+        settings.check(pp)
         if plot is not None:
             check_plot(plot)
         corpus = make_settings_corpus(settings, None)
@@ -59,14 +69,17 @@ def run(
         )
         outcomes: dict[str, Outcome] = {}
         reports: dict[str, ParityReport] = {}
-        for name, (tp, dp) in SPLITS.items():
+        for name, (tp, dp, pipeline) in splits.items():
+            chosen = settings if pipeline > 1 else plain
+            sizes: dict[str, Any] = {"tp": tp, "dp": dp, "pp": pipeline}
             console.print(f"  {name} ...")
             if name == "1 process":
-                outcomes[name] = train_on(one_process(), settings, corpus, say=None)
+                outcomes[name] = train_on(one_process(), chosen, corpus, say=None)
             else:
-                ranks = launch(train_on, settings, corpus, None, tp=tp, dp=dp, timeout=600)
-                outcomes[name] = ranks[0]
-                reports[name] = parity(config, tp=tp, dp=dp, seed=settings.seed)
+                outcomes[name] = launch(train_on, chosen, corpus, None, timeout=600, **sizes)[0]
+                how: dict[str, Any] = {"schedule": chosen.schedule, "chunks": chosen.chunks}
+                how |= {"microbatches": chosen.microbatches, "seed": chosen.seed}
+                reports[name] = parity(config, **sizes, **how)
         console.print(_table(outcomes, reports))
         console.print(NOTES, soft_wrap=True)
         if plot is not None:

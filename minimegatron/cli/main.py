@@ -19,6 +19,9 @@ app = typer.Typer(
 )
 
 
+SCHEDULES = "Of the pipeline: gpipe, 1f1b, interleaved or zb_h1."
+
+
 @app.command()
 def doctor() -> None:
     """Check this machine, and print a cure for whatever it lacks."""
@@ -31,11 +34,18 @@ def doctor() -> None:
 def demo(
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each run.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the losses into this file.")] = None,
+    pp: Annotated[int, typer.Option(min=1, help="One more run, in so many stages.")] = 1,
+    schedule: Annotated[str, typer.Option(help=SCHEDULES)] = "1f1b",
+    microbatches: Annotated[int, typer.Option(min=1, help="Parts of a rank's batch.")] = 1,
+    chunks: Annotated[int, typer.Option(min=1, help="Stages a rank, for interleaved.")] = 1,
+    layers: Annotated[int, typer.Option(min=1)] = 2,
 ) -> None:
     """Train a small GPT on 1, 2 and 4 ranks and compare: losses, messages, speed."""
     from minimegatron.cli.demo import run
+    from minimegatron.cli.train import Settings
 
-    raise typer.Exit(run(steps, plot))
+    settings = Settings(schedule=schedule, microbatches=microbatches, chunks=chunks, layers=layers)
+    raise typer.Exit(run(steps, plot, settings, pp))
 
 
 @app.command()
@@ -46,9 +56,7 @@ def train(
         typer.Option(min=1, help="Ranks that share the batch. Default 1; under torchrun the rest."),
     ] = None,
     pp: Annotated[int, typer.Option(min=1, help="Stages of the pipeline.")] = 1,
-    schedule: Annotated[
-        str, typer.Option(help="Of the pipeline: gpipe, 1f1b, interleaved or zb_h1.")
-    ] = "1f1b",
+    schedule: Annotated[str, typer.Option(help=SCHEDULES)] = "1f1b",
     chunks: Annotated[int, typer.Option(min=1, help="Stages a rank, for interleaved.")] = 1,
     steps: Annotated[int, typer.Option(min=1)] = 400,
     batch: Annotated[int, typer.Option(min=1, help="Sequences a step, all ranks together.")] = 16,
