@@ -41,14 +41,9 @@ class Model(Protocol):
 
 
 def run_schedule(
-    model: Model,
-    schedule: Schedule,
-    microbatches: Sequence[Batch],
-    *,
-    loss_scale: float | Tensor = 1.0,
-    sends: str = "posted",
-    check: bool = True,
-) -> Tensor:
+    model: Model, schedule: Schedule, microbatches: Sequence[Batch], *,
+    loss_scale: float | Tensor = 1.0, sends: str = "posted", check: bool = True,
+) -> Tensor:  # fmt: skip
     """One step through the pipeline: forward and backward of all micro-batches; the mean loss.
 
     `microbatches` are those of this rank's dp group, (tokens, targets) of (batch, seq) each, the
@@ -77,13 +72,9 @@ class _Step:
     """One rank's way through its list. Keys are (kind, micro-batch, chunk)."""
 
     def __init__(
-        self,
-        model: Model,
-        schedule: Schedule,
-        microbatches: Sequence[Batch],
-        loss_scale: float | Tensor,
-        sends: str,
-    ) -> None:
+        self, model: Model, schedule: Schedule, microbatches: Sequence[Batch],
+        loss_scale: float | Tensor, sends: str,
+    ) -> None:  # fmt: skip
         self.model, self.schedule, self.microbatches = model, schedule, microbatches
         self.axis, self.loss_scale, self.sends = model.mesh.pp, loss_scale, sends
         mine = schedule.actions[self.axis.rank]

@@ -51,14 +51,9 @@ def _generator(mesh: Mesh, key: tuple[int | str, ...]) -> torch.Generator:
 
 
 def dropout(
-    x: Tensor,
-    p: float,
-    generator: torch.Generator,
-    training: bool = True,
-    *,
-    site: str = "",
+    x: Tensor, p: float, generator: torch.Generator, training: bool = True, *, site: str = "",
     record: list[tuple[str, Tensor]] | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """`x` with each value zeroed with probability `p` and the others scaled by 1/(1-p).
 
     Any shape. The mask comes from `generator`; `record`, if a list, gets (site, mask), the mask

@@ -46,14 +46,9 @@ class _OverlappedColumn(Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        axis: Axis,
-        sequence_parallel: bool,
-        keep_gathered: bool,
-    ) -> Tensor:
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, axis: Axis,
+        sequence_parallel: bool, keep_gathered: bool,
+    ) -> Tensor:  # fmt: skip
         whole = all_gather(x, axis, 1) if sequence_parallel else x
         ctx.save_for_backward(whole if keep_gathered else x, weight)
         ctx.axis, ctx.sequence_parallel = axis, sequence_parallel
@@ -87,14 +82,9 @@ class _OverlappedColumn(Function):
 
 
 def column_parallel(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    axis: Axis,
-    sequence_parallel: bool = False,
-    keep_gathered: bool = False,
-    later: Later | None = None,
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None, axis: Axis, sequence_parallel: bool = False,
+    keep_gathered: bool = False, later: Later | None = None,
+) -> Tensor:  # fmt: skip
     """X times this rank's columns of A: (batch, seq, in) -> (batch, seq, out/tp).
 
     `weight` (out/tp, in), `bias` (out/tp) or None. With `sequence_parallel`, `x` is
@@ -166,15 +156,9 @@ class ColumnParallelLinear(nn.Module):
     """
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        axis: Axis,
-        bias: bool = True,
-        gather_output: bool = False,
-        sequence_parallel: bool = False,
-        keep_gathered: bool = False,
-    ) -> None:
+        self, in_features: int, out_features: int, axis: Axis, bias: bool = True,
+        gather_output: bool = False, sequence_parallel: bool = False, keep_gathered: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         divide(out_features, axis, "out_features")
         self.in_features, self.out_features, self.axis = in_features, out_features, axis
@@ -223,15 +207,9 @@ class RowParallelLinear(nn.Module):
     """
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        axis: Axis,
-        bias: bool = True,
-        input_is_parallel: bool = True,
-        sequence_parallel: bool = False,
-        chunks: int = 1,
-    ) -> None:
+        self, in_features: int, out_features: int, axis: Axis, bias: bool = True,
+        input_is_parallel: bool = True, sequence_parallel: bool = False, chunks: int = 1,
+    ) -> None:  # fmt: skip
         super().__init__()
         divide(in_features, axis, "in_features")
         if chunks < 1 or (chunks > 1 and sequence_parallel):

@@ -60,24 +60,12 @@ class History:
 
 
 def train(
-    model: GPT,
-    corpus: Corpus,
-    *,
-    steps: int,
-    batch: int,
-    microbatches: int = 1,
-    lr: float = 1e-3,
-    warmup: int | None = None,
-    weight_decay: float = 0.1,
-    max_norm: float = 1.0,
-    validate_every: int | None = None,
-    seed: int = 0,
-    precision: str = "fp32",
-    scaler: DynamicLossScaler | None = None,
-    zero: int = 0,
-    schedule: str = "1f1b",
+    model: GPT, corpus: Corpus, *, steps: int, batch: int, microbatches: int = 1, lr: float = 1e-3,
+    warmup: int | None = None, weight_decay: float = 0.1, max_norm: float = 1.0,
+    validate_every: int | None = None, seed: int = 0, precision: str = "fp32",
+    scaler: DynamicLossScaler | None = None, zero: int = 0, schedule: str = "1f1b",
     report: Callable[[int, float], None] | None = None,
-) -> History:
+) -> History:  # fmt: skip
     """Trains for `steps` on `batch` sequences a step, counted over all ranks together.
 
     The batch of a step depends on `seed` and the step alone, not on the split. Warm-up takes a

@@ -68,15 +68,9 @@ def norm(state: State, name: str, x: Tensor) -> Tensor:
 
 
 def gpt(
-    state: State,
-    tokens: Tensor,
-    *,
-    num_layers: int,
-    num_heads: int,
-    layer_norm: str = "pre",
-    dropout_p: float = 0.0,
-    masks: Masks | None = None,
-) -> Tensor:
+    state: State, tokens: Tensor, *, num_layers: int, num_heads: int, layer_norm: str = "pre",
+    dropout_p: float = 0.0, masks: Masks | None = None,
+) -> Tensor:  # fmt: skip
     """Logits (batch, seq, vocab) of tokens (batch, seq)."""
     p = dropout_p
     x = state["embedding.word.weight"][tokens]
@@ -104,16 +98,10 @@ def gpt(
 
 
 def train(
-    state: State,
-    batches: Sequence[tuple[Tensor, Tensor]],
-    *,
-    num_layers: int,
-    num_heads: int,
-    layer_norm: str = "pre",
-    dropout_p: float = 0.0,
-    masks: Sequence[Masks] | None = None,
+    state: State, batches: Sequence[tuple[Tensor, Tensor]], *, num_layers: int, num_heads: int,
+    layer_norm: str = "pre", dropout_p: float = 0.0, masks: Sequence[Masks] | None = None,
     lr: float = 1e-3,
-) -> list[Step]:
+) -> list[Step]:  # fmt: skip
     """Trains from a copy of `state` with AdamW(lr), one whole batch (tokens, targets) a step.
 
     The loss is the mean over all targets of the batch that are not -100. `masks[i]` holds the
@@ -125,14 +113,9 @@ def train(
     for i, (tokens, targets) in enumerate(batches):
         optimizer.zero_grad()
         logits = gpt(
-            leaves,
-            tokens,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            layer_norm=layer_norm,
-            dropout_p=dropout_p,
-            masks=masks[i] if masks else None,
-        )
+            leaves, tokens, num_layers=num_layers, num_heads=num_heads, layer_norm=layer_norm,
+            dropout_p=dropout_p, masks=masks[i] if masks else None,
+        )  # fmt: skip
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
         loss.backward()
         gradients = {

@@ -44,14 +44,9 @@ OPTIONS: dict[str, Any] = {
 
 
 def parity(
-    config: GPTConfig,
-    tp: int = 1,
-    dp: int = 1,
-    pp: int = 1,
-    steps: int = 3,
-    dtype: torch.dtype = torch.float64,
-    **features: Any,
-) -> ParityReport:
+    config: GPTConfig, tp: int = 1, dp: int = 1, pp: int = 1, steps: int = 3,
+    dtype: torch.dtype = torch.float64, **features: Any,
+) -> ParityReport:  # fmt: skip
     """Trains `config` for `steps` on tp*dp*pp ranks and compares every number with one process.
 
     Features are fields of GPTConfig (they override `config`) and: `batch`, the global number of
@@ -92,15 +87,10 @@ def parity(
     if config.dropout > 0:
         masks = [_whole_masks(free, step, config, report) for step in range(steps)]
     wanted = oracle.train(
-        {name: value.double() for name, value in start.items()},
-        batches,
-        num_layers=config.num_layers,
-        num_heads=config.num_heads,
-        layer_norm=config.layer_norm,
-        dropout_p=config.dropout,
-        masks=masks,
-        lr=LR,
-    )
+        {name: value.double() for name, value in start.items()}, batches,
+        num_layers=config.num_layers, num_heads=config.num_heads, layer_norm=config.layer_norm,
+        dropout_p=config.dropout, masks=masks, lr=LR,
+    )  # fmt: skip
     judged = free
     if dtype != torch.float64:
         states = [start, *(step.parameters for step in wanted[:-1])]

@@ -120,7 +120,7 @@ def train_on_rank(mesh: Mesh, run: Run) -> RankRun:
                 norm,
                 _kept(model, model.full_state_dict()),
                 _joined(model.streams.record),
-            )
+            )  # fmt: skip
         )
     return result
 
