@@ -273,15 +273,10 @@ def against_transformers() -> Iterator[Row]:
     torch.set_num_threads(2)
     theirs = GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=VOCABULARY,
-            n_positions=256,
-            n_embd=CONFIG["hidden_size"],
-            n_layer=CONFIG["num_layers"],
-            n_head=CONFIG["num_heads"],
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-        )
+            vocab_size=VOCABULARY, n_positions=256, n_embd=CONFIG["hidden_size"],
+            n_layer=CONFIG["num_layers"], n_head=CONFIG["num_heads"], resid_pdrop=0.0,
+            embd_pdrop=0.0, attn_pdrop=0.0,
+        )  # fmt: skip
     )
     tokens, targets = _batch()
 
@@ -309,9 +304,17 @@ def features() -> Iterator[Row]:
         yield Row(name, time_ratios(sides), None, "x")
 
 
+def pipelining() -> Iterator[Row]:
+    """Two stages on two cores against one process, and what of it the bubble explains."""
+    from minimegatron.cli.pipelining import rows
+
+    yield from rows()
+
+
 PARTS = {
     part.__name__: part for part in (
         launching, failing, reducing, stepping, against_dtensor, against_transformers, features,
+        pipelining,
     )
 }  # fmt: skip
 
