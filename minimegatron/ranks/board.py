@@ -7,8 +7,9 @@ known line and a progress counter in a file mapped into memory, which outlives i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,16 +21,17 @@ _PART = np.dtype(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Call:
-    """One collective or message of a rank, among the global `ranks`, of `size` bytes."""
+class Call(NamedTuple):
+    """One collective among the global `ranks` on a logical tensor of `size` bytes; or a message,
+    with the global rank `peer` at its other end (-1: any). `line` is known once it is on a board.
+    """
 
     op: str
     axis: str
-    line: str
-    ranks: tuple[int, ...]
-    peer: int | None
+    ranks: Sequence[int]
     size: int
+    peer: int | None = None
+    line: str = ""
 
 
 class Board:
@@ -51,17 +53,15 @@ class Board:
         self._part["progress"][0] += 1
         self._part["inside"][0] = inside
 
-    def restart(self, line: str) -> None:
+    def restart(self) -> None:
         """A new call begins."""
         self._part["entered"][0] = 0
-        self.at(line)
+        self.at("")
         self._moved(inside=False)
 
-    def enter(
-        self, op: str, axis: str, line: str, ranks: tuple[int, ...], peer: int | None, size: int,
-        new: bool = True,
-    ) -> None:  # fmt: skip
-        """The rank begins a collective; or, not `new`, it waits for one begun before."""
+    def enter(self, call: Call, line: str, new: bool = True) -> None:
+        """The rank begins a collective in `line`; or, not `new`, it waits for one begun before."""
+        op, axis, ranks, size, peer, _ = call
         members = ",".join(map(str, ranks))
         entry = f"{op}|{axis}|{size}|{'' if peer is None else peer}|{line}|{members}".encode()
         self._part["now"][0] = entry
@@ -101,4 +101,4 @@ def _text(entry: bytes) -> str:
 def _call(entry: bytes) -> Call:
     op, axis, size, peer, line, ranks = _text(entry).split("|")
     members = tuple(int(r) for r in ranks.split(",") if r)
-    return Call(op, axis, line, members, int(peer) if peer else None, int(size))
+    return Call(op, axis, members, int(size), int(peer) if peer else None, line)

@@ -7,7 +7,6 @@ the source of a notebook's cells is known to the kernel only; it is put into wor
 from __future__ import annotations
 
 import linecache
-import signal
 import traceback
 from dataclasses import dataclass, field
 
@@ -87,25 +86,9 @@ class Failure:
 def raised(rank: int, world_size: int, failure: Failure) -> RankError:
     """The error for a rank that raised."""
     text = failure.traceback()
-    return RankError(f"{_who(rank, world_size)} raised {failure.kind}\n\n{text}", rank, text)
+    return RankError(f"{who(rank, world_size)} raised {failure.kind}\n\n{text}", rank, text)
 
 
-def died(
-    rank: int, world_size: int, exit_code: int | None, line: str, in_call: str, more: list[str]
-) -> RankError:
-    """The error for a rank whose process ended: by which signal or exit code, and where."""
-    if exit_code is not None and exit_code < 0:
-        name = signal.Signals(-exit_code).name
-        how = f"was killed by {name}"
-        if name == "SIGKILL":
-            how += " (by hand, or by the system for want of memory)"
-    else:
-        how = f"ended with exit code {exit_code}"
-    where = f"last known line: {line or 'none'}"
-    if in_call:
-        where = "\n".join([f"{where}, in {in_call}", *more])
-    return RankError(f"{_who(rank, world_size)} died: it {how}\n{where}", rank, where)
-
-
-def _who(rank: int, world_size: int) -> str:
+def who(rank: int, world_size: int) -> str:
+    """ "rank 1 of 4", "rank 0" where it is alone."""
     return f"rank {rank} of {world_size}" if world_size > 1 else "rank 0"

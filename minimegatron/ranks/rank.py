@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import sys
 import threading
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -25,84 +27,48 @@ from minimegatron.ranks.errors import Failure
 from minimegatron.ranks.ledger import TRACE
 from minimegatron.ranks.lifeline import leave_last_words, look, never_outlive_the_parent
 from minimegatron.ranks.mesh import WAIT, Mesh
-from minimegatron.ranks.rest import Rest, start_generators
+from minimegatron.ranks.rest import Rest
 from minimegatron.ranks.torch_calls import record_torch_calls
 from minimegatron.ranks.using import use
 from minimegatron.ranks.voice import flush, speak_into
 
-_in_rank = False
 
-
-def in_rank() -> bool:
-    """Whether this process is a rank of `launch`."""
-    return _in_rank
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a rank stands in its pool, and what it talks through."""
-
-    rank: int
-    world_size: int
-    backend: str
-    device: str
-    folder: str
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call: the packed (function, arguments, using) and the world it starts in."""
-
-    work: bytes
-    sizes: dict[str, int]
-    seed: int
-    threads: int
-    cwd: str
-    path: list[str]
-    environment: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """A rank's answer: a packed result or a failure, and whether it is fit for the next call."""
 
-    result: bytes = b""
-    failure: Failure | None = None
-    counts: dict[tuple[int, ...], tuple[int, int]] | None = None
-    sent: dict[int, int] | None = None
-    received: int = 0
-    tidy: bool = True
+    result: bytes
+    failure: Failure | None
+    sequences: dict[tuple[int, ...], int]
+    messages: Counter[int]
+    tidy: bool
 
 
-def main(at: Place, calls: Connection, output: Connection) -> None:
+def main(
+    number: int, world_size: int, backend: str, device: str, folder: Path,
+    calls: Connection, output: Connection,
+) -> None:  # fmt: skip
     """Run in the new process until the kernel hangs up."""
-    global _in_rank
-    _in_rank = True
     never_outlive_the_parent()
     speak_into(output)
     _keep_freed_memory()
-    board = Board(Path(at.folder) / "board", at.rank)
-    leave_last_words(board, Path(at.folder) / f"crash-{at.rank}")
-    device = torch.device(at.device)
-    if device.type == "cuda":
+    board = TRACE.board = Board(folder / "board", number)
+    leave_last_words(board, folder / f"crash-{number}")
+    if device.startswith("cuda"):
         torch.cuda.set_device(device)
         torch.set_default_device(device)
-    meeting = (Path(at.folder) / "meeting").as_uri()
-    if at.world_size > 1:
-        dist.init_process_group(
-            at.backend,
-            init_method=meeting,
-            rank=at.rank,
-            world_size=at.world_size,
-            timeout=WAIT,
-        )
-    meshes: dict[tuple[int, ...], Mesh] = {}
-    record_torch_calls(lambda group: _axis_name(group, meshes))
-    sys.meta_path.insert(0, shipping.FreshSource())
-    TRACE.board = board
+    if world_size > 1:
+        meeting = (folder / "meeting").as_uri()
+        dist.init_process_group(backend, meeting, WAIT, world_size, rank=number)
+    record_torch_calls()
+    shipping.read_sources_afresh()
     busy = threading.Event()
     threading.Thread(target=look, args=(board, busy, calls), daemon=True, name="look").start()
     at_rest = Rest()
+
+    @functools.cache  # its groups are made once for each shape
+    def mesh_of(**sizes: int) -> Mesh:
+        return Mesh(sizes, number, torch.device(device))
+
     calls.send("ready")
     while True:
         try:
@@ -110,7 +76,7 @@ def main(at: Place, calls: Connection, output: Connection) -> None:
         except EOFError:
             os._exit(0)
         busy.set()
-        reply = _answer(at, call, meshes, board, at_rest)
+        reply = _answer(call, board, at_rest, mesh_of)
         busy.clear()
         calls.send(reply)
 
@@ -128,47 +94,23 @@ def _keep_freed_memory() -> None:
             libc.mallopt(trim_threshold, 256 << 20)
 
 
-def _answer(
-    at: Place, call: Call, meshes: dict[tuple[int, ...], Mesh], board: Board, at_rest: Rest
-) -> Reply:
-    fn: Any = None
+def _answer(call: Any, board: Board, at_rest: Rest, mesh_of: Callable[..., Mesh]) -> Reply:
+    """`call`: the packed (function, arguments, using), the mesh's sizes, what `restore` takes."""
+    work, sizes, start = call
     try:
-        board.restart("")
-        at_rest.restore(call.cwd, call.path, call.environment, call.threads)
-        key = tuple(call.sizes.values())
-        if key not in meshes:
-            meshes[key] = Mesh(call.sizes, at.rank, torch.device(at.device))
+        board.restart()
+        at_rest.restore(**start)
+        mesh = mesh_of(**sizes)
         TRACE.restart()
-        start_generators(call.seed)
-        fn, args, using = shipping.unpack(call.work, meshes[key].device)
+        fn, args, using = shipping.unpack(work, mesh.device)
         code = getattr(fn, "__code__", None)
         if code is not None:
             board.at(place.name(code.co_filename, code.co_firstlineno))
         with use(using):
-            result = fn(meshes[key], *args)
-        answer = _pack(result)
+            result = fn(mesh, *args)
+        answer, failure = shipping.pack_result(result), None
         tidy = at_rest.undisturbed()
-        failure = None
     except BaseException as error:  # SystemExit and KeyboardInterrupt too: the learner is told
-        answer, tidy, failure = b"", False, Failure.of(error)
+        answer, failure, tidy = b"", Failure.of(error), False
     flush()
-    return Reply(answer, failure, dict(TRACE.counts), dict(TRACE.sent), TRACE.received, tidy)
-
-
-def _pack(result: Any) -> bytes:
-    try:
-        return shipping.pack_result(result)
-    except Exception as error:
-        kind = f"the result, of type {type(result).__name__}, cannot be sent back to the notebook"
-        raise TypeError(f"{kind}: {error}") from None
-
-
-def _axis_name(group: Any, meshes: dict[tuple[int, ...], Mesh]) -> str:
-    """The axis a group of a direct torch call belongs to; "world" for the default group."""
-    if group is None or group is dist.group.WORLD:
-        return "world"
-    for mesh in meshes.values():
-        for axis in mesh.known_axes():
-            if axis.size > 1 and axis.group is group:
-                return axis.name
-    return "a group of your own"
+    return Reply(answer, failure, TRACE.sequences, TRACE.messages, tidy)

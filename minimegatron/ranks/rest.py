@@ -13,6 +13,7 @@ import sys
 import threading
 import warnings
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -32,8 +33,10 @@ class Rest:
         self._streams = sys.stdout, sys.stderr
         self._device = torch.get_default_device()
 
-    def restore(self, cwd: str, path: list[str], environment: dict[str, str], threads: int) -> None:
-        """Everything that a call could have left behind, as it was."""
+    def restore(
+        self, cwd: str, path: list[str], environment: dict[str, str], threads: int, seed: int
+    ) -> None:
+        """Everything that a call could have left behind, as it was; the same seed for all ranks."""
         sys.stdout, sys.stderr = self._streams
         sys.path[:] = path
         if dict(os.environ) != environment:
@@ -55,17 +58,12 @@ class Rest:
         # torch.use_deterministic_algorithms would import 800 modules in every rank.
         torch._C._set_deterministic_algorithms(False, warn_only=False)
         shipping.forget_modules()
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
 
     def undisturbed(self) -> bool:
         """Whether the process group still stands and no thread was left running."""
         group = dist.group.WORLD if dist.is_initialized() else None
         started = {t for t in threading.enumerate() if t.is_alive()} - self._threads
         return group is self._group and not started
-
-
-def start_generators(seed: int) -> None:
-    """The same numbers for every rank and every call with this seed."""
-    random.seed(seed)
-    torch.manual_seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed % 2**32)
