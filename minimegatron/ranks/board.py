@@ -5,8 +5,6 @@ a collective, computes for ever, or is dead. So every rank keeps its last collec
 known line and a progress counter in a file mapped into memory, which outlives it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -43,7 +41,7 @@ class Board:
         self._part = {name: table[name][rank : rank + 1] for name in table.dtype.names or ()}
 
     @staticmethod
-    def create(path: Path, world_size: int) -> list[Board]:
+    def create(path: Path, world_size: int) -> "list[Board]":
         """Make the file for `world_size` ranks and open each rank's part."""
         # Taken now: a full disk is an error here, and a killed rank later.
         path.write_bytes(bytes(world_size * _PART.itemsize))

@@ -9,8 +9,6 @@ with rank r xor 2^k, log2(n) rounds), because gloo's own takes milliseconds what
 Beyond a megabyte gloo's ring moves fewer bytes and wins. See pitfalls of gloo in lesson 01.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ReduceOp
 
 from minimegatron.ranks.board import Call
 from minimegatron.ranks.ledger import TRACE, collective, phase, waiting
@@ -30,10 +27,7 @@ PAIRWISE_LIMIT = 1 << 20
 # Keeps our exchanges apart from messages that a learner's own code sends with small tags.
 _TAG = 1 << 20
 # How torch.distributed names the operation, and the function that does it to two tensors.
-_OPS: dict[str, tuple[Any, Callable[..., Tensor]]] = {
-    "sum": (ReduceOp.SUM, torch.add),
-    "max": (ReduceOp.MAX, torch.maximum),
-}
+_OPS: Any = {"sum": (dist.ReduceOp.SUM, torch.add), "max": (dist.ReduceOp.MAX, torch.maximum)}
 _Finish = Callable[[], Tensor]  # waits, and returns the result
 
 
@@ -53,10 +47,6 @@ class Handle:
         if self._finish is not None:
             self._result, self._finish = self._finish(), None
         return self._result
-
-
-def _size(x: Tensor) -> int:
-    return x.numel() * x.element_size()
 
 
 def _run(
@@ -97,13 +87,14 @@ def _into(x: Tensor, value: Tensor) -> Tensor:
     return value if value.data_ptr() == x.data_ptr() else x.detach().copy_(value)
 
 
-def _dimension(x: Tensor, dim: int, parts: Axis | None = None) -> int:
-    """`dim` counted from the front; its length must divide by the size of `parts`."""
+def _dimension(name: str, x: Tensor, axis: Axis, dim: int, divide: bool = True) -> int:
+    """`dim` counted from the front; where it is to `divide`, the axis' size must divide it."""
+    _check(x, axis, name)
     if not -x.dim() <= dim < x.dim():
         raise ValueError(f"dim={dim} does not exist in a tensor of shape {tuple(x.shape)}")
-    if parts is not None and x.shape[dim] % parts.size:
+    if divide and x.shape[dim] % axis.size:
         known = f"dimension {dim} has length {x.shape[dim]}"
-        raise ValueError(f"{known}, which does not divide by {parts.name}={parts.size}")
+        raise ValueError(f"{known}, which does not divide by {axis.name}={axis.size}")
     return dim % x.dim()
 
 
@@ -125,7 +116,7 @@ def all_reduce(
 
     def start() -> _Finish:
         mine = _staged(x, axis)
-        if not mine.is_cuda and _size(mine) <= PAIRWISE_LIMIT and axis.size.bit_count() == 1:
+        if not mine.is_cuda and mine.nbytes <= PAIRWISE_LIMIT and axis.size.bit_count() == 1:
             rounds = _pairwise(mine, axis, combine)
             next(rounds)
             finish: _Finish = functools.partial(next, rounds)
@@ -137,7 +128,7 @@ def all_reduce(
             return lambda: _into(x, finish())
         return lambda: finish().to(x.device)
 
-    return _run("all_reduce", x, axis, _size(x), start, async_op)
+    return _run("all_reduce", x, axis, x.nbytes, start, async_op)
 
 
 def _after(work: Any, axis: Axis, result: _Finish) -> _Finish:
@@ -177,8 +168,7 @@ def all_gather(x: Tensor, axis: Axis, dim: int = 0, *, async_op: bool = False) -
 
     `x` has the same shape on all ranks; the result is `size` times as long along `dim`.
     """
-    _check(x, axis, "all_gather")
-    dim = _dimension(x, dim)
+    dim = _dimension("all_gather", x, axis, dim, divide=False)
 
     def start() -> _Finish:
         mine = _staged(x, axis)
@@ -186,7 +176,7 @@ def all_gather(x: Tensor, axis: Axis, dim: int = 0, *, async_op: bool = False) -
         work = dist.all_gather(parts, mine, axis.group, async_op=True)
         return _after(work, axis, lambda: torch.cat(parts, dim).to(x.device))
 
-    return _run("all_gather", x, axis, _size(x) * axis.size, start, async_op)
+    return _run("all_gather", x, axis, x.nbytes * axis.size, start, async_op)
 
 
 def reduce_scatter(x: Tensor, axis: Axis, dim: int = 0, *, async_op: bool = False) -> Any:
@@ -194,8 +184,7 @@ def reduce_scatter(x: Tensor, axis: Axis, dim: int = 0, *, async_op: bool = Fals
 
     Raises ValueError where the length along `dim` does not divide by the axis' size.
     """
-    _check(x, axis, "reduce_scatter")
-    dim = _dimension(x, dim, axis)
+    dim = _dimension("reduce_scatter", x, axis, dim)
 
     def start() -> _Finish:
         parts = [part.contiguous() for part in _staged(x, axis).chunk(axis.size, dim)]
@@ -203,7 +192,7 @@ def reduce_scatter(x: Tensor, axis: Axis, dim: int = 0, *, async_op: bool = Fals
         work = dist.reduce_scatter(mine, parts, group=axis.group, async_op=True)
         return _after(work, axis, lambda: mine.to(x.device))
 
-    return _run("reduce_scatter", x, axis, _size(x), start, async_op)
+    return _run("reduce_scatter", x, axis, x.nbytes, start, async_op)
 
 
 def broadcast(x: Tensor, axis: Axis, source: int = 0) -> Tensor:
@@ -217,7 +206,7 @@ def broadcast(x: Tensor, axis: Axis, source: int = 0) -> Tensor:
         work = dist.broadcast(value, axis.ranks[source], axis.group, async_op=True)
         return _after(work, axis, lambda: value.to(x.device))
 
-    return _run("broadcast", x, axis, _size(x), start)
+    return _run("broadcast", x, axis, x.nbytes, start)
 
 
 def all_to_all(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
@@ -225,8 +214,7 @@ def all_to_all(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
 
     Raises ValueError where the length along `dim` does not divide by the axis' size.
     """
-    _check(x, axis, "all_to_all")
-    dim = _dimension(x, dim, axis)
+    dim = _dimension("all_to_all", x, axis, dim)
 
     def start() -> _Finish:
         mine = torch.stack(_staged(x, axis).chunk(axis.size, dim))
@@ -234,7 +222,7 @@ def all_to_all(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
         work = dist.all_to_all_single(theirs, mine, group=axis.group, async_op=True)
         return _after(work, axis, lambda: torch.cat(theirs.unbind(0), dim).to(x.device))
 
-    return _run("all_to_all", x, axis, _size(x), start)
+    return _run("all_to_all", x, axis, x.nbytes, start)
 
 
 def _peer(axis: Axis, position: int, name: str) -> int:
@@ -244,14 +232,21 @@ def _peer(axis: Axis, position: int, name: str) -> int:
     return axis.ranks[position]
 
 
+def _message(op: str, x: Tensor, axis: Axis, position: int, name: str) -> Tensor:
+    """Send or receive; the tensor that was really sent or written."""
+    _check(x, axis, op)
+    peer = _peer(axis, position, name)
+    if position == axis.rank:
+        raise ValueError(f"{name}={position}: a rank sends no message to itself")
+    with collective(Call(op, axis.name, axis.ranks, x.nbytes, peer)):
+        buffer = _staged(x, axis)
+        (dist.send if op == "send" else dist.recv)(buffer, peer, axis.group)
+    return buffer
+
+
 def send(x: Tensor, axis: Axis, to: int) -> None:
     """Send `x` to the rank at position `to` along the axis, and wait until it has gone."""
-    _check(x, axis, "send")
-    peer = _peer(axis, to, "to")
-    if to == axis.rank:
-        raise ValueError(f"to={to}: a rank cannot send to itself")
-    with collective(Call("send", axis.name, axis.ranks, _size(x), peer)):
-        dist.send(_staged(x, axis), peer, axis.group)
+    _message("send", x, axis, to, "to")
 
 
 def recv(x: Tensor, axis: Axis, source: int) -> Tensor:
@@ -259,14 +254,7 @@ def recv(x: Tensor, axis: Axis, source: int) -> Tensor:
 
     `x` has the shape and dtype of what was sent. This one does write into its argument.
     """
-    _check(x, axis, "recv")
-    peer = _peer(axis, source, "source")
-    if source == axis.rank:
-        raise ValueError(f"source={source}: a rank cannot receive from itself")
-    with collective(Call("recv", axis.name, axis.ranks, _size(x), peer)):
-        buffer = _staged(x, axis)
-        dist.recv(buffer, peer, axis.group)
-        _into(x, buffer)
+    _into(x, _message("recv", x, axis, source, "source"))
     return x
 
 
@@ -288,7 +276,7 @@ def exchange(messages: Sequence[Message], axis: Axis) -> list[Handle]:
     operations, started = [], []
     for op, x, position, of_phase in messages:
         peer, buffer = _peer(axis, position, "position"), _staged(x, axis)
-        call = Call(op, axis.name, axis.ranks, _size(x), peer)
+        call = Call(op, axis.name, axis.ranks, x.nbytes, peer)
         with phase(of_phase), collective(call, later=True) as record:
             way = dist.isend if op == "send" else dist.irecv
             operations.append(dist.P2POp(way, buffer, peer, axis.group))
@@ -296,16 +284,13 @@ def exchange(messages: Sequence[Message], axis: Axis) -> list[Handle]:
     with waiting(Call("exchange", axis.name, axis.ranks, 0)):
         works = dist.batch_isend_irecv(operations)  # NCCL's is one for all
 
-    def handle(work: Any, call: Call, record: Any, x: Tensor, buffer: Tensor) -> Handle:
-        def finish() -> Tensor:
-            with waiting(call, record):
-                work.wait()
-            return _into(x, buffer)
+    def finish(work: Any, call: Call, record: Any, x: Tensor, buffer: Tensor) -> Tensor:
+        with waiting(call, record):
+            work.wait()
+        return _into(x, buffer)
 
-        return Handle(finish, work.is_completed)
-
-    each = works if len(works) == len(started) else works * len(started)
-    return [handle(work, *known) for work, known in zip(each, started, strict=True)]
+    each = zip(works if len(works) == len(started) else works * len(started), started, strict=True)
+    return [Handle(functools.partial(finish, work, *one), work.is_completed) for work, one in each]
 
 
 def barrier(axis: Axis) -> None:

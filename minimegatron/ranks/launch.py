@@ -5,8 +5,6 @@ they wait between cells, and each call sends them a function. The call collects 
 order, prints what the ranks print, and turns a failure of any rank into one short error.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import inspect
@@ -24,15 +22,16 @@ from minimegatron.ranks import server
 server.start()  # while this process imports torch, below
 
 # ruff: noqa: E402
-from minimegatron.ranks import errors, rank, shipping
+from minimegatron.ranks import deadlock, errors, rank, shipping
 from minimegatron.ranks import using as using_
-from minimegatron.ranks.deadlock import explain
 from minimegatron.ranks.ledger import TRACE
 from minimegatron.ranks.mesh import check_sizes
 from minimegatron.ranks.pool import Pool, Pools
 from minimegatron.ranks.progress import ProgressLine
 
 _POOLS = Pools()
+# gloo is told to stay on this machine.
+_LOOPBACK = {"linux": {"GLOO_SOCKET_IFNAME": "lo"}, "darwin": {"GLOO_SOCKET_IFNAME": "lo0"}}
 _POLL = 0.1  # seconds between two looks at the ranks' progress
 # After a failure: how long to wait for ranks that are about to report their own, and how long a
 # rank must stand still in a collective to be sure that it is not about to.
@@ -67,7 +66,7 @@ def launch(
         raise ValueError(f"timeout={timeout!r}: give seconds above 0, or None to wait for ever")
     work = shipping.pack_call((fn, args, using_.check(using)))
     start: dict[str, Any] = {"cwd": os.getcwd(), "path": list(sys.path), "threads": threads}
-    start |= {"environment": _environment(), "seed": seed}
+    start |= {"environment": _LOOPBACK.get(sys.platform, {}) | dict(os.environ), "seed": seed}
     try:
         with _POOLS.lock:
             pool = _POOLS.get(tp * cp * dp * pp, device)
@@ -82,16 +81,14 @@ def _check_function(fn: Any, args: tuple[Any, ...]) -> None:
     """TypeError where `fn(mesh, *args)` cannot be called."""
     if not callable(fn):
         raise TypeError(f"launch takes a function of (mesh, ...), not {type(fn).__name__}")
-    try:
+    with contextlib.suppress(ValueError):  # some builtins have none to look at
         signature = inspect.signature(fn)
-    except ValueError:  # some builtins have none to look at
-        return
-    try:
-        signature.bind(None, *args)
-    except TypeError as error:
-        name = getattr(fn, "__name__", type(fn).__name__)
-        given = "the mesh" + (f" and {len(args)} more" if args else "")
-        raise TypeError(f"launch gives {name}{signature} {given}: {error}") from None
+        try:
+            signature.bind(None, *args)
+        except TypeError as error:
+            name = getattr(fn, "__name__", type(fn).__name__)
+            given = "the mesh" + (f" and {len(args)} more" if args else "")
+            raise TypeError(f"launch gives {name}{signature} {given}: {error}") from None
 
 
 class _Interrupted(KeyboardInterrupt):
@@ -110,12 +107,6 @@ def shutdown() -> None:
 atexit.register(shutdown)
 
 
-def _environment() -> dict[str, str]:
-    """The kernel's environment; gloo is told to stay on this machine."""
-    loopback = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)
-    return ({"GLOO_SOCKET_IFNAME": loopback} if loopback else {}) | dict(os.environ)
-
-
 class _Run:
     """One call on one pool, from the sending of the function to the last result."""
 
@@ -126,31 +117,32 @@ class _Run:
         self.dead: set[int] = set()
         self.said = [bytearray() for _ in self.waiting]  # not printed yet
         self.heard = 0  # bytes, of all ranks
-        self.moved, self.moved_at = -1, 0.0  # the last progress, and when it was made
+        self.progress: list[int] = []
+        self.since = 0.0  # when the progress was last seen to change
 
     def results(self, call: Any) -> list[Any]:
         """Send, wait, print; the unpacked results, or the error of the rank to blame."""
-        fit, progress = False, ProgressLine()
+        fit, line, error = False, ProgressLine(), None
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died: seen below
                 for to in self.pool.calls:
                     to.send(call)
-            while self.waiting:
+            while self.waiting and error is None:
                 self._listen(_POLL)
                 most = max(board.entered for board in self.pool.boards)
-                progress.update(f"{self.pool.world_size} ranks · {most} collectives")
-                if self.dead or any(reply.failure for reply in self.replies.values()):
-                    self._hear_the_others()
-                    break
-                self._check_progress()
-            progress.clear()
-            self._print_the_rest()
-            self._raise_failure()
+                line.update(f"{self.pool.world_size} ranks · {most} collectives")
+                error = self._failure()
+            line.clear()
+            for number, said in enumerate(self.said):
+                self._take_output(number)
+                self._print(number, len(said))
+            if error is not None:
+                raise error
             replies = [self.replies[number] for number in range(self.pool.world_size)]
             fit = _tidy(replies)
             return [shipping.unpack(reply.result) for reply in replies]
         finally:
-            progress.clear()
+            line.clear()
             if not fit:
                 _POOLS.drop(self.pool)
 
@@ -172,39 +164,36 @@ class _Run:
             self.waiting -= {*self.replies, *self.dead}
             self._take_output(number)  # all of it: a rank speaks before it answers
 
-    def _check_progress(self) -> None:
-        """RankTimeout where nothing has moved for `timeout` seconds."""
-        moved = sum(board.progress for board in self.pool.boards) + len(self.replies) + self.heard
-        now = time.monotonic()
-        if moved != self.moved:
-            self.moved, self.moved_at = moved, now
-        elif self.timeout is not None and now - self.moved_at > self.timeout:
-            error = explain(self.pool.boards, set(self.replies), self.timeout)
-            self._print_the_rest()
-            raise error
+    def _still(self) -> float:
+        """Seconds since any rank was last seen to make progress."""
+        progress = [board.progress for board in self.pool.boards]
+        progress += [len(self.replies), self.heard]
+        if progress != self.progress:
+            self.progress, self.since = progress, time.monotonic()
+        return time.monotonic() - self.since
+
+    def _failure(self) -> errors.RankError | None:
+        """Blames a dead rank first, a peer's lost connection last, else the lowest rank."""
+        if self.timeout is not None and self._still() > self.timeout:
+            return deadlock.explain(self.pool.boards, set(self.replies), self.timeout)
+        if self.dead or any(reply.failure for reply in self.replies.values()):
+            self._hear_the_others()
+        if self.dead:
+            return self.pool.died(min(self.dead))
+        failures = {n: reply.failure for n, reply in self.replies.items() if reply.failure}
+        if not failures:
+            return None
+        number = min(failures, key=lambda n: (failures[n].lost_peer, n))
+        return errors.raised(number, self.pool.world_size, failures[number])
 
     def _hear_the_others(self) -> None:
         """One rank has failed: let those that fail by themselves say so, within the grace."""
-        now = moved_at = time.monotonic()
-        end, moved = now + _GRACE, [-1]
-        while self.waiting and now < end:
+        end = time.monotonic() + _GRACE
+        while self.waiting and time.monotonic() < end:
             self._listen(0.01)
-            now = time.monotonic()
-            others = [self.pool.boards[number] for number in self.waiting]
-            progress = [board.progress for board in others]
-            if progress != moved:
-                moved, moved_at = progress, now
-            if now - moved_at > _STILL and all(board.inside for board in others):
+            inside = all(self.pool.boards[number].inside for number in self.waiting)
+            if inside and self._still() > _STILL:
                 return
-
-    def _raise_failure(self) -> None:
-        """Blame a dead rank first, a peer's lost connection last, else the lowest rank."""
-        if self.dead:
-            raise self.pool.died(min(self.dead))
-        failures = {n: r.failure for n, r in self.replies.items() if r.failure is not None}
-        if failures:
-            number = min(failures, key=lambda n: (failures[n].lost_peer, n))
-            raise errors.raised(number, self.pool.world_size, failures[number])
 
     def _take_output(self, number: int) -> None:
         said, heard = self.said[number], self.pool.hear(number)
@@ -215,16 +204,13 @@ class _Run:
         elif len(said) > _KEPT_OUTPUT:
             said[_KEPT_OUTPUT:] = b"\n... (more than is kept)\n"
 
-    def _print_the_rest(self) -> None:
-        for number, said in enumerate(self.said):
-            self._take_output(number)
-            self._print(number, len(said))
-
     def _print(self, number: int, length: int) -> None:
         """The first `length` bytes of what a rank has said, with its name where there are more."""
+        if not length:
+            return
         text = self.said[number][:length].decode(errors="replace")
         del self.said[number][:length]
-        if self.pool.world_size > 1 and text:
+        if self.pool.world_size > 1:
             text = textwrap.indent(text, f"[rank {number}] ", bool).removesuffix("\n") + "\n"
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -8,8 +8,6 @@ Times are seconds of the machine's clock, which all its ranks share; the host's,
 they say when work was asked for, not when it ran.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 import zlib
@@ -228,11 +226,9 @@ def collective(call: Call, later: bool = False) -> Iterator[Record | None]:
         for log in TRACE.ledgers:
             log.records.append(record)
     TRACE.record = record
-    with _inside(call, line, new=True):
+    with _inside(call, line, None if later else record, new=True):
         yield record
     TRACE.record = None
-    if record and not later:
-        record.arrived()
 
 
 @contextlib.contextmanager
@@ -240,19 +236,19 @@ def waiting(call: Call, record: Record | None = None) -> Iterator[None]:
     """Around the wait for a collective that was started, and recorded, before."""
     if record:
         record.waited = time.perf_counter()
-    with _inside(call, place.here() if TRACE.board else "", new=False):
+    with _inside(call, place.here() if TRACE.board else "", record, new=False):
         yield
-    if record:
-        record.arrived()
 
 
 @contextlib.contextmanager
-def _inside(call: Call, line: str, new: bool) -> Iterator[None]:
+def _inside(call: Call, line: str, record: Record | None, new: bool) -> Iterator[None]:
     TRACE.depth += 1
     if TRACE.board is not None:
         TRACE.board.enter(call, line, new)
     try:
         yield
+        if record:
+            record.arrived()
     finally:
         TRACE.depth -= 1
         if TRACE.board is not None:

@@ -6,8 +6,6 @@ tp-cp-ep-dp-pp), so that the ranks which talk most sit in one machine. Here the 
 DeviceMesh; a layer is given the one axis it needs and reaches for nothing else.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math
@@ -35,10 +33,8 @@ class _Local:
     """What means something in its own rank only."""
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            f"{self!r} lives in its rank and cannot be sent: use the mesh that your function is "
-            "given, return numbers and tensors"
-        )
+        advice = "use the one that your function is given, return numbers and tensors"
+        raise TypeError(f"{self!r} lives in its rank and cannot be sent: {advice}")
 
 
 class Axis(_Local):
@@ -155,7 +151,11 @@ def connect(tp: int = 1, pp: int = 1, dp: int | None = None) -> Mesh:
     world of one.
     """
     check_sizes(tp=tp, pp=pp, dp=1 if dp is None else dp)
-    rank, world_size, local = _process_numbers()
+    rank = _told("RANK", "SLURM_PROCID", -1)
+    # An allocation of SLURM tells its size to a plain process too, which has no number in it.
+    world_size = _told("WORLD_SIZE", "SLURM_NTASKS", 1) if rank >= 0 else 1
+    local = _told("LOCAL_RANK", "SLURM_LOCALID", max(0, rank))
+    here = _told("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", 1)
     rest, left = divmod(world_size, tp * pp)
     wanted = rest if dp is None else dp
     if left or wanted != rest:
@@ -165,29 +165,18 @@ def connect(tp: int = 1, pp: int = 1, dp: int | None = None) -> Mesh:
             f"(torchrun --nproc-per-node {tp * pp * (dp or 1)} ...), or use minimegatron.launch"
         )
     gpus = torch.cuda.device_count()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", 1)))
     device = torch.device("cuda", local % gpus) if gpus else torch.device("cpu")
     if gpus:
         torch.cuda.set_device(device)
     if world_size > 1 and not dist.is_initialized():
         # NCCL refuses two ranks on one GPU: ranks that share one speak gloo.
         backend = "nccl" if gpus >= max(here, local + 1) else "gloo"
-        dist.init_process_group(
-            backend, init_method=_meeting_place(), rank=rank, world_size=world_size, timeout=WAIT
-        )
-    return Mesh({"tp": tp, "dp": wanted, "pp": pp}, rank, device)
+        dist.init_process_group(backend, _meeting_place(), WAIT, world_size, rank)
+    return Mesh({"tp": tp, "dp": wanted, "pp": pp}, max(0, rank), device)
 
 
-def _process_numbers() -> tuple[int, int, int]:
-    """(rank, world size, rank on this machine) as torchrun or srun tells them."""
-    told = os.environ
-    for rank, world, local in (
-        ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-        ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
-    ):
-        if rank in told and world in told:
-            return int(told[rank]), int(told[world]), int(told.get(local, told[rank]))
-    return 0, 1, 0
+def _told(torchrun: str, srun: str, otherwise: int) -> int:
+    return int(os.environ.get(torchrun, os.environ.get(srun, otherwise)))
 
 
 def _meeting_place() -> str:

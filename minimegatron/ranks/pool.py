@@ -4,8 +4,6 @@ Ranks come from `server.py` and stay alive between calls. They meet through a fi
 is ever opened by number.
 """
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os
@@ -13,17 +11,14 @@ import re
 import signal
 import tempfile
 import threading
-from multiprocessing import connection
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from minimegatron.ranks import errors, place, rank, server
+from minimegatron.ranks import deadlock, errors, place, rank, server
 from minimegatron.ranks.board import Board
-from minimegatron.ranks.deadlock import first_difference
-from minimegatron.ranks.errors import RankError
 
 START_UP = 120.0  # seconds for a rank to come up, the import of torch included
 KEPT_RANKS = 16  # in all pools that wait for their next call
@@ -40,7 +35,9 @@ class Pool:
         self.outputs: list[Connection] = []
         check_memory(self.world_size)
         try:
-            self._temporary = tempfile.TemporaryDirectory("", "minimegatron-")
+            self._temporary = tempfile.TemporaryDirectory(
+                prefix="minimegatron-", ignore_cleanup_errors=True
+            )
             self.folder = Path(self._temporary.name)
             self.boards = Board.create(self.folder / "board", self.world_size)
         except OSError as error:
@@ -68,19 +65,13 @@ class Pool:
                 self.processes[-1].start()
                 theirs.close()
                 speak.close()
-        for number in range(self.world_size):
-            if not self._answers(number):
-                said = self.hear(number).decode(errors="replace").strip()
-                words = f"rank {number} of {self.world_size} could not start"
-                raise RankError(f"{words}\n{said}", number, said)
-
-    def _answers(self, number: int) -> bool:
-        ends: list[Any] = [self.calls[number], self.processes[number].sentinel]
-        connection.wait(ends, START_UP)
-        try:
-            return self.calls[number].poll() and self.calls[number].recv() == "ready"
-        except (EOFError, OSError):
-            return False
+        for number, calls in enumerate(self.calls):
+            with contextlib.suppress(EOFError, OSError):
+                if calls.poll(START_UP) and calls.recv() == "ready":
+                    continue
+            said = self.hear(number).decode(errors="replace").strip()
+            words = f"{errors.who(number, self.world_size)} could not start"
+            raise errors.RankError(f"{words}\n{said}", number, said)
 
     def hear(self, number: int) -> bytes:
         """What a rank has printed and nobody has read yet; a pipe holds no more at a time."""
@@ -89,11 +80,7 @@ class Pool:
         except OSError:
             return b""
 
-    def alive(self) -> bool:
-        """Whether every rank still runs."""
-        return all(process.is_alive() for process in self.processes)
-
-    def died(self, number: int) -> RankError:
+    def died(self, number: int) -> errors.RankError:
         """The error for a rank whose process ended: by which signal or exit code, and where."""
         self.processes[number].join(5)
         code = self.processes[number].exitcode
@@ -108,11 +95,11 @@ class Pool:
         if call:
             where += f", in {call.op} on {call.axis}"
             # gloo aborts a process whose partner sends another number of bytes.
-            differ = first_difference(self.boards, set(), behind=False)
+            differ = deadlock.first_difference(self.boards, set(), behind=False)
             if differ:
                 where = "\n".join([where, "the ranks do not agree on it:", *differ])
         who = errors.who(number, self.world_size)
-        return RankError(f"{who} died: it {how}\n{where}", number, where)
+        return errors.RankError(f"{who} died: it {how}\n{where}", number, where)
 
     def _crash_line(self, number: int) -> str:
         """The learner's line in the report that faulthandler left; "" if it left none."""
@@ -138,27 +125,21 @@ class Pool:
 
 
 def check_memory(world_size: int) -> None:
-    """ValueError where the machine has no memory for so many ranks."""
-    free = free_memory()
-    if free is not None and world_size * BYTES_PER_RANK > free:
-        raise ValueError(
-            f"{world_size} ranks need about {world_size * BYTES_PER_RANK / 1e9:.1f} GB and "
-            f"{free / 1e9:.1f} GB are free: ask for {max(1, free // BYTES_PER_RANK)} or fewer"
-        )
-
-
-def free_memory() -> int | None:
-    """Bytes that new processes can have, the limit of a container included; None if unknown."""
+    """ValueError where the machine, or its container, has no memory for so many ranks."""
     try:
         told = Path("/proc/meminfo").read_text()
-    except OSError:
-        return None
+    except OSError:  # not Linux: nobody knows
+        return
     free = int(told.partition("MemAvailable:")[2].split()[0]) << 10
-    group = Path("/sys/fs/cgroup")
+    group, needed = Path("/sys/fs/cgroup"), world_size * BYTES_PER_RANK
     with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
         limit = int((group / "memory.max").read_text())
-        free = min(free, limit - int((group / "memory.current").read_text()))
-    return max(0, free)
+        free = max(0, min(free, limit - int((group / "memory.current").read_text())))
+    if needed > free:
+        raise ValueError(
+            f"{world_size} ranks need about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are "
+            f"free: ask for {max(1, free // BYTES_PER_RANK)} or fewer"
+        )
 
 
 class Pools:
@@ -172,7 +153,7 @@ class Pools:
         """A living pool, made where there is none."""
         key = _devices(world_size, device)
         pool = self._pools.pop(key, None)
-        if pool is not None and not pool.alive():
+        if pool is not None and not all(process.is_alive() for process in pool.processes):
             pool.end()
             pool = None
         if pool is None:

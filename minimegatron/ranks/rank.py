@@ -1,43 +1,40 @@
 """The rank's side: a process that waits for calls, runs each from a clean start, and answers.
 
-`voice.py` carries what it prints to the cell, `rest.py` gives every call a clean start, and
-`lifeline.py` ends it with the kernel.
+`lifeline.py` carries what it prints to the cell and ends it with the kernel.
 """
-
-from __future__ import annotations
 
 import contextlib
 import ctypes
 import functools
 import os
+import random
+import signal
 import sys
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
-from minimegatron.ranks import place, shipping
+from minimegatron.ranks import errors, lifeline, place, shipping
 from minimegatron.ranks.board import Board
-from minimegatron.ranks.errors import Failure
 from minimegatron.ranks.ledger import TRACE
-from minimegatron.ranks.lifeline import leave_last_words, look, never_outlive_the_parent
 from minimegatron.ranks.mesh import WAIT, Mesh
-from minimegatron.ranks.rest import Rest
 from minimegatron.ranks.torch_calls import record_torch_calls
 from minimegatron.ranks.using import use
-from minimegatron.ranks.voice import flush, speak_into
 
 
 class Reply(NamedTuple):
     """A rank's answer: a packed result or a failure, and whether it is fit for the next call."""
 
     result: bytes
-    failure: Failure | None
+    failure: errors.Failure | None
     sequences: dict[tuple[int, ...], int]
     messages: Counter[int]
     tidy: bool
@@ -48,11 +45,11 @@ def main(
     calls: Connection, output: Connection,
 ) -> None:  # fmt: skip
     """Run in the new process until the kernel hangs up."""
-    never_outlive_the_parent()
-    speak_into(output)
+    lifeline.never_outlive_the_parent()
+    lifeline.speak_into(output)
     _keep_freed_memory()
     board = TRACE.board = Board(folder / "board", number)
-    leave_last_words(board, folder / f"crash-{number}")
+    lifeline.leave_last_words(board, folder / f"crash-{number}")
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
         torch.set_default_device(device)
@@ -62,7 +59,7 @@ def main(
     record_torch_calls()
     shipping.read_sources_afresh()
     busy = threading.Event()
-    threading.Thread(target=look, args=(board, busy, calls), daemon=True, name="look").start()
+    threading.Thread(target=lifeline.look, args=(board, busy), daemon=True, name="look").start()
     at_rest = Rest()
 
     @functools.cache  # its groups are made once for each shape
@@ -89,9 +86,57 @@ def _keep_freed_memory() -> None:
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         with contextlib.suppress(AttributeError):  # another libc has no mallopt
-            mmap_threshold, trim_threshold = -3, -1
-            libc.mallopt(mmap_threshold, 32 << 20)
-            libc.mallopt(trim_threshold, 256 << 20)
+            libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
+            libc.mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
+
+
+class Rest:
+    """The state of a rank between calls, from which each call starts.
+
+    A cell that sets a default dtype, changes the folder or leaves a thread running must not change
+    what the next cell sees; nor may a cell depend on what the one before it has drawn.
+    """
+
+    def __init__(self) -> None:
+        self._filters = list(warnings.filters)
+        self._threads = set(threading.enumerate())
+        self._group = dist.group.WORLD if dist.is_initialized() else None
+        numbers = signal.SIGTERM, getattr(signal, "SIGALRM", signal.SIGTERM)  # Windows lacks it
+        self._signals = {number: signal.getsignal(number) for number in numbers}
+        self._streams = sys.stdout, sys.stderr
+        self._device = torch.get_default_device()
+
+    def restore(self, cwd: str, path: Any, environment: Any, threads: int, seed: int) -> None:
+        """Everything that a call could have left behind, as it was; the same seed for all ranks."""
+        sys.stdout, sys.stderr = self._streams
+        sys.path[:] = path
+        if dict(os.environ) != environment:
+            os.environ.clear()
+            os.environ.update(environment)
+        os.chdir(cwd)
+        warnings.resetwarnings()
+        warnings.filters[:] = self._filters  # type: ignore[index]
+        for number, handler in self._signals.items():
+            signal.signal(number, handler)
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(torch.float32)
+        if torch.get_default_device() != self._device:
+            torch.set_default_device(None if self._device.type == "cpu" else self._device)
+        torch.set_grad_enabled(True)
+        torch.autograd.set_detect_anomaly(False)
+        torch.set_float32_matmul_precision("highest")
+        torch.set_printoptions(profile="default")
+        # torch.use_deterministic_algorithms would import 800 modules in every rank.
+        torch._C._set_deterministic_algorithms(False, warn_only=False)
+        shipping.forget_modules()
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+
+    def undisturbed(self) -> bool:
+        """Whether the process group still stands and no thread was left running."""
+        group = dist.group.WORLD if dist.is_initialized() else None
+        return group is self._group and self._threads.issuperset(threading.enumerate())
 
 
 def _answer(call: Any, board: Board, at_rest: Rest, mesh_of: Callable[..., Mesh]) -> Reply:
@@ -111,6 +156,6 @@ def _answer(call: Any, board: Board, at_rest: Rest, mesh_of: Callable[..., Mesh]
         answer, failure = shipping.pack_result(result), None
         tidy = at_rest.undisturbed()
     except BaseException as error:  # SystemExit and KeyboardInterrupt too: the learner is told
-        answer, failure, tidy = b"", Failure.of(error), False
-    flush()
+        answer, failure, tidy = b"", errors.Failure.of(error), False
+    lifeline.flush()
     return Reply(answer, failure, TRACE.sequences, TRACE.messages, tidy)

@@ -5,8 +5,6 @@ value, as the kernel knows them, until their file is edited; then the ranks read
 travel as plain bytes: detached, on the CPU, without the storage they were a view of.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import io
@@ -25,8 +23,7 @@ from torch.utils._pytree import tree_map
 
 from minimegatron.ranks import place
 
-# By name and identity of a module's spec: the time and size of its file when it was first sent.
-_seen: dict[tuple[str, int], tuple[int, int]] = {}
+_seen: dict[str, Any] = {}  # a module's spec, and its file's time and size when it was first sent
 _arrive_on = torch.device("cpu")
 _others: set[str] = set()  # modules found not to be the learner's: thousands, looked at once
 
@@ -41,14 +38,12 @@ def _rebuild(data: bytes, dtype: torch.dtype, shape: tuple[int, ...], kind: str)
 class _Pickler(cloudpickle.Pickler):
     """cloudpickle, with tensors as their own bytes."""
 
-    def __init__(self, file: io.BytesIO, detach: bool) -> None:
-        super().__init__(file, protocol=5)
-        self._detach = detach
+    detach = False
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) in (Tensor, nn.Parameter) and obj.layout == torch.strided:
             if not obj.is_quantized and not obj.is_meta:
-                kind = "leaf" if obj.requires_grad and not self._detach else "data"
+                kind = "leaf" if obj.requires_grad and not self.detach else "data"
                 if isinstance(obj, nn.Parameter) and obj.requires_grad:
                     kind = "parameter"
                 flat = obj.detach().resolve_conj().cpu().contiguous().reshape(-1)
@@ -59,7 +54,9 @@ class _Pickler(cloudpickle.Pickler):
 
 def _dumps(value: Any, detach: bool = False) -> bytes:
     file = io.BytesIO()
-    _Pickler(file, detach).dump(value)
+    pickler = _Pickler(file, protocol=5)
+    pickler.detach = detach
+    pickler.dump(value)
     return file.getvalue()
 
 
@@ -114,9 +111,11 @@ def _unchanged(name: str, module: ModuleType) -> bool:
         status = os.stat(str(module.__file__))
     except OSError:  # its file is gone: only the kernel knows it
         return True
+    stamp = status.st_mtime_ns, status.st_size
     # A new spec means that the kernel has read the file again (importlib.reload).
-    key, stamp = (name, id(module.__spec__)), (status.st_mtime_ns, status.st_size)
-    return _seen.setdefault(key, stamp) == stamp
+    if name not in _seen or _seen[name][0] is not module.__spec__:
+        _seen[name] = module.__spec__, stamp
+    return _seen[name][1] == stamp
 
 
 @contextlib.contextmanager
@@ -125,13 +124,11 @@ def _by_value() -> Iterator[None]:
     registered = cloudpickle.list_registry_pickle_by_value()
     found = [m for name, m in _learner_modules().items() if _unchanged(name, m)]
     mine = [module for module in found if module.__name__ not in registered]
-    for module in mine:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        yield
-    finally:
+    with contextlib.ExitStack() as undo:
         for module in mine:
-            cloudpickle.unregister_pickle_by_value(module)
+            cloudpickle.register_pickle_by_value(module)
+            undo.callback(cloudpickle.unregister_pickle_by_value, module)
+        yield
 
 
 def read_sources_afresh() -> None:
@@ -148,7 +145,7 @@ def read_sources_afresh() -> None:
             return self.source_to_code(self.get_data(path), path)
         return usual(self, name)
 
-    SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
+    SourceFileLoader.get_code = get_code  # type: ignore
 
 
 def forget_modules() -> None:

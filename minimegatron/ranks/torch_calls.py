@@ -5,8 +5,6 @@ keeps torch's behaviour to the letter; the ledger, the parity of messages and th
 deadlocks see it too.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import re
@@ -15,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d as c10d
 
 from minimegatron.ranks.board import Call
 from minimegatron.ranks.ledger import collective
@@ -39,17 +36,16 @@ _PEERS = {"send": "dst", "recv": "src"}
 
 def _size(value: Any) -> int:
     tensors = value if isinstance(value, (list, tuple)) else [value]
-    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+    return sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
 
 
 def _peer(op: str, given: dict[str, Any], group: Any) -> int | None:
     """The global rank at the other end; -1 where torch takes a message from anybody."""
     if op not in _PEERS:
         return None
-    position = given.get("group_" + _PEERS[op])
+    peer, position = given.get(_PEERS[op]), given.get("group_" + _PEERS[op])
     if position is not None:
         return dist.get_global_rank(group, position)
-    peer = given.get(_PEERS[op])
     return -1 if peer is None else int(peer)
 
 
@@ -80,10 +76,10 @@ def record_torch_calls() -> None:
     """Wrap torch.distributed's functions in this process."""
     for tensor, names in _CALLS.items():
         for name in names.split():
-            original = getattr(c10d, name, None)
+            original = getattr(dist, name, None)
             if original is None:  # a younger or older torch
                 continue
             wrapped = _wrap(original, tensor)
-            for module in (c10d, dist):
+            for module in (dist.distributed_c10d, dist):
                 if getattr(module, name, None) is original:
                     setattr(module, name, wrapped)
