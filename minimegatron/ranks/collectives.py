@@ -49,10 +49,8 @@ class Handle:
         return self._result
 
 
-def _run(
-    op: str, x: Tensor, axis: Axis, size: int, start: Callable[[], _Finish], later: bool = False
-) -> Any:
-    """Record the collective, start it, and finish it now or when the handle is waited for."""
+def _run(op: str, x: Tensor, axis: Axis, size: int, start: Any, later: bool = False) -> Any:
+    """Record the collective, `start()` it, and finish it now or when the handle is waited for."""
     if axis.size == 1:
         return Handle(lambda: x) if later else x
     call = Call(op, axis.name, axis.ranks, size)

@@ -38,11 +38,11 @@ def explain(boards: Sequence[Board], returned: set[int], timeout: float) -> Rank
             lines.append(f"  rank {rank} waits in {name(call)}, {call.line}")
         else:
             lines.append(f"  rank {rank} is in no collective, {board.line}")
-    waiting = [r for r, b in enumerate(boards) if r not in returned]
     difference = first_difference(boards, returned)
     if difference:
         lines += ["", *difference]
-    return RankTimeout("\n".join(lines), min(waiting, default=0), "\n".join(lines[2:]))
+    first = min(set(range(len(boards))) - returned, default=0)
+    return RankTimeout("\n".join(lines), first, "\n".join(lines[2:]))
 
 
 def first_difference(boards: Sequence[Board], returned: set[int], behind: bool = True) -> list[str]:

@@ -11,7 +11,6 @@ import itertools
 import math
 import os
 import tempfile
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,12 +40,10 @@ class Axis(_Local):
     """The ranks this rank talks to along one axis.
 
     `size` ranks, of which this one is number `rank`; `ranks` are their global numbers, in order;
-    `group` is the ProcessGroup, which `make_group` makes on first use.
+    `group` is the ProcessGroup, which `make_group()` makes on first use.
     """
 
-    def __init__(
-        self, name: str, ranks: list[int], rank: int, make_group: Callable[[], dist.ProcessGroup]
-    ) -> None:
+    def __init__(self, name: str, ranks: list[int], rank: int, make_group: Any) -> None:
         self.name, self.ranks, self.rank, self.size = name, ranks, rank, len(ranks)
         self._make_group = make_group
         self.exchanges = itertools.count()  # numbers pairwise exchanges: all its ranks count alike
