@@ -57,8 +57,7 @@ class Topology:
     def ring_seconds(self, op: str, size: float) -> float:
         """One ring through all ranks, node after node: every step waits for its slowest link."""
         used = [self.inside] * (self.ranks_per_node > 1) + [self.between] * (self.nodes > 1)
-        if not used:
-            return 0.0
+        used = used or [self.inside]  # one rank, which sends nothing
         pace = Link(max(x.latency for x in used), min(x.bandwidth for x in used))
         return collective_seconds(op, size, self.nodes * self.ranks_per_node, pace)
 

@@ -8,30 +8,22 @@ once a step whatever the batch. A pipeline sends bsh elements from stage to stag
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minimegatron.analysis.flops import whole_parameters
 from minimegatron.models.config import GPTConfig
 from minimegatron.ranks.ledger import ring_bytes
 
-# Of hidden states: what sends, the collective, the phase. A layer sends each of its own twice.
-PLAIN = (
-    ("embedding", "all_reduce", "forward"),
-    ("layers", "all_reduce", "forward"),
-    ("head", "all_reduce", "backward"),
-    ("layers", "all_reduce", "backward"),
-)
-SEQUENCE_PARALLEL = (
-    ("embedding", "reduce_scatter", "forward"),
-    ("layers", "all_gather", "forward"),
-    ("layers", "reduce_scatter", "forward"),
-    ("head", "all_gather", "forward"),
-    ("head", "reduce_scatter", "backward"),
-    ("layers", "all_gather", "backward"),
-    ("layers", "reduce_scatter", "backward"),
-    ("embedding", "all_gather", "backward"),
-)
-GATHERED_AGAIN = (("head", "all_gather", "backward"), ("layers", "all_gather", "backward"))
+# What a layer's split regions send where activations enter and where they leave them: f and g, or
+# with sequence parallelism the all-gather and the reduce-scatter that stand in their places.
+ENTER = {
+    False: [("all_reduce", "backward")],
+    True: [("all_gather", "forward"), ("reduce_scatter", "backward")],
+}
+LEAVE = {
+    False: [("all_reduce", "forward")],
+    True: [("reduce_scatter", "forward"), ("all_gather", "backward")],
+}
 
 
 @dataclass(frozen=True)
@@ -61,18 +53,18 @@ def tensor_parallel_traffic(
     """
     if tp == 1:
         return []
-    tokens, m = batch * config.seq_length, microbatches
-    rows = [*(SEQUENCE_PARALLEL if config.sequence_parallel else PLAIN)]
-    if config.recompute == "full":
-        rows += [("layers", op, "recompute") for _, op, phase in rows[1:3] if phase == "forward"]
-    if config.sequence_parallel and not config.keep_gathered:
-        rows += GATHERED_AGAIN
-    sent = [Traffic("loss", "all_reduce", "forward", 3 * m, 3 * tokens * max(element, 4), tp)]
-    for what, op, phase in rows:
-        count = 2 * config.num_layers if what == "layers" else 1
-        size = count * tokens * config.hidden_size * element
-        sent.append(Traffic(what, op, phase, count * m, size, tp))
-    if config.sequence_parallel:
+    tokens, split = batch * config.seq_length, config.sequence_parallel
+    enter, leave = ENTER[split], LEAVE[split]
+    again = [("all_gather", "backward")] if split and not config.keep_gathered else []
+    full = [(op, "recompute") for op, phase in enter + leave if phase == "forward"]
+    layers = leave + enter + again + (full if config.recompute == "full" else [])
+    regions = {"embedding": (1, leave), "layers": (2 * config.num_layers, layers)}
+    sent = [Traffic("loss", "all_reduce", "forward", 3, 3 * tokens * max(element, 4), tp)]
+    for what, (n, borders) in (regions | {"head": (1, enter + again)}).items():
+        size = n * tokens * config.hidden_size * element
+        sent += [Traffic(what, op, phase, n, size, tp) for op, phase in borders]
+    sent = [replace(row, count=row.count * microbatches) for row in sent]
+    if split:
         size = whole_parameters(config) * element
         sent.append(Traffic("gradients", "all_reduce", "backward", 1, size, tp))
     return sent

@@ -2,7 +2,8 @@
 
 A machine's speed drifts by tens of percent within a minute, so nothing is compared across runs: the
 two sides of a row take turns, and the row shows the median of the rounds' ratios. The targets
-belong to a 2-core machine without a GPU; they are reported and gate nothing.
+belong to a 2-core machine without a GPU; they are reported and gate nothing. A feature has no
+target: it trades time for memory or bytes, and its row says how much.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Row:
 
     name: str
     values: list[float]
-    target: float
+    target: float | None
     unit: str
     at_least: bool = False
 
@@ -50,7 +51,9 @@ class Row:
 
     @property
     def met(self) -> bool:
-        """Whether the median keeps the target."""
+        """Whether the median keeps the target, if there is one."""
+        if self.target is None:
+            return True
         return self.median >= self.target if self.at_least else self.median <= self.target
 
 
@@ -291,26 +294,57 @@ def against_transformers() -> Iterator[Row]:
     yield Row("GPT step, one process / transformers' GPT2LMHeadModel", ratios, 1.0, "x")
 
 
-PARTS = (launching, failing, reducing, stepping, against_dtensor, against_transformers)
+# Larger than the table of `minimegatron features`: products, not calls, should take the time.
+FEATURE_SIZES = {"hidden_size": 256, "num_layers": 4, "seq_length": 128, "vocab_size": 2048}
 
 
-def run() -> int:
-    """Measure every row and print the table; 0, whatever it shows."""
+def features() -> Iterator[Row]:
+    """A step with each feature against one without it, on the same split, in turns."""
+    from minimegatron.cli.features import FEATURES, SLOW, time_ratios
+    from minimegatron.cli.steps import compare
+
+    for one in FEATURES:
+        sizes = FEATURE_SIZES | SLOW.get(one.precision, {})
+        sides = mm.launch(compare, one, sizes, 7, tp=one.tp, dp=one.dp, timeout=300)[0]
+        split = f"tp={one.tp}" if one.tp > 1 else f"dp={one.dp}"
+        yield Row(f"GPT step, {split}, {one.part[2:]}: {one.name}", time_ratios(sides), None, "x")
+
+
+PARTS = {
+    part.__name__: part
+    for part in (
+        launching, failing, reducing, stepping, against_dtensor, against_transformers, features
+    )
+}  # fmt: skip
+
+
+def run(names: list[str] | None = None) -> int:
+    """Measure the rows of these parts (None: of all) and print the table.
+
+    0, whatever it shows; 1 for a name that is no part.
+    """
     console = Console()
+    for name in names or ():
+        if name not in PARTS:
+            console.print(f"error: {name!r} is not one of {', '.join(PARTS)}", markup=False)
+            return 1
     table = Table(title="Medians of paired rounds", title_justify="left")
     table.add_column("what")
     for column in ("median", "least", "most", "target"):
         table.add_column(column, justify="right")
     table.add_column("met")
-    for part in PARTS:
+    for part in [PARTS[name] for name in names or PARTS]:
         with console.status((part.__doc__ or "").splitlines()[0]):
             rows = list(part())
         for row in rows:
-            limit = f"{'>=' if row.at_least else '<='} {row.target:g} {row.unit}"
+            limit, met = "", ""
+            if row.target is not None:
+                limit = f"{'>=' if row.at_least else '<='} {row.target:g} {row.unit}"
+                met = "yes" if row.met else "no"
             numbers = [
                 f"{x:.3g} {row.unit}" for x in (row.median, min(row.values), max(row.values))
             ]
-            table.add_row(row.name, *numbers, limit, "yes" if row.met else "no")
+            table.add_row(row.name, *numbers, limit, met)
     console.print(table)
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads in one process")
     return 0

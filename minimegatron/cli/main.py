@@ -111,8 +111,18 @@ def tables(
 
 
 @app.command()
-def bench() -> None:
-    """Time the ranks and the model against torch's own and transformers; a few minutes."""
-    from minimegatron.cli.bench import run
+def features() -> None:
+    """Measure every feature against its absence: parity, bytes, memory, time; two minutes."""
+    from minimegatron.cli.features import run
 
     raise typer.Exit(run())
+
+
+@app.command()
+def bench(
+    parts: Annotated[list[str] | None, typer.Argument(help="Left out: all of them.")] = None,
+) -> None:
+    """Time the ranks, the model and each feature, against what they replace; a few minutes."""
+    from minimegatron.cli.bench import run
+
+    raise typer.Exit(run(parts))

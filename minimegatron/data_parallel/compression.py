@@ -13,13 +13,14 @@ arXiv:1905.13727). Megatron-LM sends all of the gradient, in fp32 or with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.functional import pad
 
-from minimegatron.data_parallel.gradients import GradientBuckets, Model
+from minimegatron.data_parallel.gradients import GradientBuckets, Model, views_of
 from minimegatron.ranks.collectives import Handle, all_gather, all_reduce
 from minimegatron.ranks.mesh import Axis
 
@@ -41,7 +42,8 @@ def compress_gradients(
         feedback: whether what was not sent is added to the next gradient. It takes as much memory
             as the gradients, and is another on every rank of dp.
 
-    Raises ValueError for another method, for a k or rank that means nothing, and with ZeRO.
+    Raises ValueError for another method and for a k or rank that means nothing. ZeRO has a reducer
+    of its own: the first step raises RuntimeError.
     """
     most = max(p.numel() for p in model.parameters())
     if isinstance(k, bool) or not 0 < k <= (most if isinstance(k, int) else 1):
@@ -53,19 +55,14 @@ def compress_gradients(
         raise ValueError(f"rank={rank!r}: a thin matrix has a whole number of columns, at least 1")
     methods: dict[str, Start | None] = {
         "none": None,
-        "fp16": cast_to(torch.float16),
-        "bf16": cast_to(torch.bfloat16),
-        "top-k": largest(k),
+        "fp16": partial(cast, torch.float16),
+        "bf16": partial(cast, torch.bfloat16),
+        "top-k": partial(largest, k),
         "1-bit": one_bit,
-        "powersgd": PowerSGD(rank),
+        "powersgd": partial(powersgd, rank, {}),
     }
     if method not in methods:
         raise ValueError(f"method={method!r}: gradients can be compressed by {', '.join(methods)}")
-    if method != "none" and getattr(model, "zero", None) is not None:
-        raise ValueError(
-            f"method={method!r} goes with zero=0 only: under ZeRO a rank receives the sum of its "
-            "own part, and what is compressed is sent to all"
-        )
     start = methods[method]
     model.gradient_reducer = None if start is None else Compression(start, feedback)
 
@@ -81,41 +78,26 @@ class Compression:
         self.residual: dict[Parameter, Tensor] = {}
 
     def __call__(self, buckets: GradientBuckets, index: int) -> Handle:
-        group = buckets.groups[index]
+        flat, group = buckets.buffers[index], buckets.groups[index]
         for p in group:
             if p in self.residual:
                 buckets.views[p].add_(self.residual[p])
-        flat = buckets.buffers[index][: sum(p.numel() for p in group)]
         finish = self.start(flat, group, buckets.axis)
 
         def take_in() -> Tensor:
             sent, total = finish()
             if self.feedback:
-                self.residual |= zip(group, _like(group, flat - sent), strict=True)
+                self.residual |= views_of(group, flat - sent)
             return flat.copy_(total)
 
         return Handle(take_in)
 
 
-def _like(shapes: Sequence[Tensor], flat: Tensor) -> list[Tensor]:
-    """`flat`, cut into tensors of these shapes."""
-    parts = flat.split([shape.numel() for shape in shapes])
-    return [part.view(shape.shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
-def _flat(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
-
-
-def cast_to(dtype: torch.dtype) -> Start:
+def cast(dtype: torch.dtype, flat: Tensor, group: Sequence[Parameter], axis: Axis) -> Finish:
     """Half the bytes. The sum is made in half precision too; feedback knows the cast alone."""
-
-    def start(flat: Tensor, group: Sequence[Parameter], axis: Axis) -> Finish:
-        sent = flat.to(dtype)
-        total = all_reduce(sent, axis, async_op=True)
-        return lambda: (sent, total.wait())
-
-    return start
+    sent = flat.to(dtype)
+    total = all_reduce(sent, axis, async_op=True)
+    return lambda: (sent, total.wait())
 
 
 def gathered(axis: Axis, *message: Tensor, decode: Callable[..., Tensor]) -> Finish:
@@ -130,29 +112,23 @@ def gathered(axis: Axis, *message: Tensor, decode: Callable[..., Tensor]) -> Fin
     return finish
 
 
-def largest(k: float) -> Start:
+def largest(k: float, flat: Tensor, group: Sequence[Parameter], axis: Axis) -> Finish:
     """The k values of each parameter furthest from 0, and their places: each rank chooses its own.
 
     Of each parameter, not of a bucket: the tensor-parallel ranks hold other shards in their buckets
     and would choose other values of a layer norm that they must all update alike.
     """
+    places = []
+    for p, at in views_of(group, torch.arange(len(flat), device=flat.device)).items():
+        count = min(k, p.numel()) if isinstance(k, int) else max(1, round(k * p.numel()))
+        places.append(at.flatten()[flat[at].abs().flatten().topk(count).indices])
+    chosen = torch.cat(places)
 
-    def start(flat: Tensor, group: Sequence[Parameter], axis: Axis) -> Finish:
-        places, offset = [], 0
-        for p in group:
-            count = min(k, p.numel()) if isinstance(k, int) else max(1, round(k * p.numel()))
-            gradient = flat[offset : offset + p.numel()]
-            places.append(offset + gradient.abs().topk(count).indices)
-            offset += p.numel()
-        chosen = torch.cat(places)
+    def decode(values: Tensor, places: Tensor) -> Tensor:
+        return torch.zeros_like(flat).index_copy_(0, places.long(), values)
 
-        def decode(values: Tensor, places: Tensor) -> Tensor:
-            return torch.zeros_like(flat).index_copy_(0, places.long(), values)
-
-        # A place in 4 bytes, as no bucket holds 2^31 numbers.
-        return gathered(axis, flat[chosen], chosen.int(), decode=decode)
-
-    return start
+    # A place in 4 bytes, as no bucket holds 2^31 numbers.
+    return gathered(axis, flat[chosen], chosen.int(), decode=decode)
 
 
 def one_bit(flat: Tensor, group: Sequence[Parameter], axis: Axis) -> Finish:
@@ -160,7 +136,8 @@ def one_bit(flat: Tensor, group: Sequence[Parameter], axis: Axis) -> Finish:
 
     One scale for a whole matrix does not serve: in an embedding few rows have most of the gradient.
     """
-    rows = [g.flatten(1) if g.ndim > 1 else g[None] for g in _like(group, flat)]
+    gradients = views_of(group, flat).values()
+    rows = [g.flatten(1) if g.ndim > 1 else g[None] for g in gradients]
     scales = torch.cat([row.abs().mean(1) for row in rows])
     bit = torch.arange(8, dtype=torch.uint8, device=flat.device)
     packed = (pad(flat >= 0, (0, -len(flat) % 8)).view(-1, 8) << bit).sum(1, dtype=torch.uint8)
@@ -173,50 +150,52 @@ def one_bit(flat: Tensor, group: Sequence[Parameter], axis: Axis) -> Finish:
     return gathered(axis, packed, scales, decode=decode)
 
 
-class PowerSGD:
+def powersgd(
+    rank: int, last: dict[Parameter, Tensor], flat: Tensor, group: Sequence[Parameter], axis: Axis
+) -> Finish:
     """A matrix M (m, n) as P Q^T, P (m, rank) with orthonormal columns and Q (n, rank).
 
     One step of power iteration from the last step's Q: P = orthonormal(sum of M Q), then
     Q = sum of M^T P. Both are linear in M, so two small all-reduces make the P and Q of the sum.
+    Q is made orthonormal, too: a direction that had no gradient for a while can come back.
     """
+    gradients = [g.flatten(1) if g.ndim > 1 else g for g in views_of(group, flat).values()]
+    first = list(gradients)  # of a vector, itself
+    for i, (p, g) in enumerate(zip(group, gradients, strict=True)):
+        if g.ndim > 1:
+            start = torch.Generator().manual_seed(0)  # the same on every rank
+            q = torch.randn(g.shape[1], min(rank, *g.shape), generator=start, device="cpu")
+            first[i] = g @ orthonormal(last.get(p, q.to(g)))
+    handle = all_reduce(_flat(first), axis, async_op=True)
 
-    def __init__(self, rank: int) -> None:
-        self.rank, self.q = rank, dict[Parameter, Tensor]()
+    def finish() -> tuple[Tensor, Tensor]:
+        summed = _like(first, handle.wait())
+        ps = [orthonormal(p) if p.ndim > 1 else p for p in summed]
+        mine = [g.T @ p if g.ndim > 1 else g[:0] for g, p in zip(gradients, ps, strict=True)]
+        second = _flat(mine)
+        qs = _like(mine, all_reduce(second, axis) if len(second) else second)
+        last.update(zip(group, qs, strict=True))
 
-    def __call__(self, flat: Tensor, group: Sequence[Parameter], axis: Axis) -> Finish:
-        gradients = [g.flatten(1) if g.ndim > 1 else g for g in _like(group, flat)]
-        pairs = zip(group, gradients, strict=True)
-        message = [g @ self._last_q(p, g) if g.ndim > 1 else g for p, g in pairs]
-        handle = all_reduce(_flat(message), axis, async_op=True)
+        def whole(qs: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:
+            parts = zip(ps, qs, vectors, strict=True)
+            return _flat(p @ q.T if p.ndim > 1 else vector for p, q, vector in parts)
 
-        def finish() -> tuple[Tensor, Tensor]:
-            summed = _like(message, handle.wait())
-            ps = [orthonormal(p) if p.ndim > 1 else p for p in summed]
-            pairs = zip(gradients, ps, strict=True)
-            mine = [g.T @ p if g.ndim > 1 else g[:0] for g, p in pairs]  # of a vector nothing
-            second = _flat(mine)
-            qs = _like(mine, all_reduce(second, axis) if len(second) else second)
-            self.q |= zip(group, qs, strict=True)
+        return whole(mine, gradients), whole(qs, summed)
 
-            def whole(qs: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:
-                parts = zip(ps, qs, vectors, strict=True)
-                return _flat(p @ q.T if p.ndim > 1 else vector for p, q, vector in parts)
-
-            return whole(mine, gradients), whole(qs, summed)
-
-        return finish
-
-    def _last_q(self, owner: Parameter, gradient: Tensor) -> Tensor:
-        """Q of the last step, orthonormal: a direction that had no gradient can come back.
-
-        Before the first step, numbers that are the same on every rank.
-        """
-        shape = (gradient.shape[1], min(self.rank, *gradient.shape))
-        start = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu")
-        return orthonormal(self.q.get(owner, start.to(gradient)))
+    return finish
 
 
 def orthonormal(matrix: Tensor) -> Tensor:
     """An orthonormal basis of its columns (half precision has no QR of its own)."""
     wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
     return torch.linalg.qr(wide).Q.to(matrix.dtype)
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def _like(shapes: Sequence[Tensor], flat: Tensor) -> list[Tensor]:
+    """`flat`, cut into tensors of these shapes."""
+    parts = flat.split([shape.numel() for shape in shapes])
+    return [part.view(shape.shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -4,8 +4,9 @@ Links inside a machine (NVLink) are ten times as fast as those between machines.
 the slow link for 2 (n-1)/n of the tensor. In three steps each rank takes one piece across only: a
 reduce-scatter inside each node of g ranks, an all-reduce of 1/g of the tensor across the m nodes,
 an all-gather inside. Per rank 2 (g-1)/g of the tensor stays inside and 2 (m-1)/m / g crosses, in
-2 (m-1) messages, not 2 (n-1). (Jia et al., arXiv:1807.11205, section 3.3.2.) NCCL does so by itself
-with its tree; Megatron-LM: `--num-distributed-optimizer-instances` splits dp the same way.
+2 (m-1) messages, not 2 (n-1) (Jia et al., arXiv:1807.11205). NCCL's trees know the machines, too;
+Megatron-LM's `--num-distributed-optimizer-instances` splits dp alike, a reduce-scatter inside each
+instance and an all-reduce across.
 """
 
 from __future__ import annotations
@@ -22,27 +23,25 @@ from minimegatron.ranks.collectives import Handle, all_gather, all_reduce, reduc
 from minimegatron.ranks.mesh import Axis
 
 
-@functools.cache  # a process group is dear, and all ranks make it together
+@functools.cache  # a process group is dear
 def split_axis(axis: Axis, ranks_per_node: int) -> tuple[Axis, Axis]:
     """`axis` as (inside, across): neighbours of one node, and this position in every node.
 
-    The ledger calls them "dp.inside" and "dp.across". Collective on its first call. Raises
-    ValueError where the nodes would not be equally large.
+    The ledger calls them "dp.inside" and "dp.across". Raises ValueError where the nodes would not
+    be equally large.
     """
     if ranks_per_node < 1 or axis.size % ranks_per_node:
         raise ValueError(
             f"ranks_per_node={ranks_per_node} does not divide {axis.name}={axis.size}: every node "
             "has the same number of ranks"
         )
-    first = axis.rank - axis.rank % ranks_per_node
-    inside = axis.ranks[first : first + ranks_per_node]
-    across = axis.ranks[axis.rank % ranks_per_node :: ranks_per_node]
 
     def part(name: str, ranks: list[int]) -> Axis:
-        group: Any = dist.new_group(ranks, use_local_synchronization=True)
-        return Axis(f"{axis.name}.{name}", ranks, ranks.index(axis.ranks[axis.rank]), lambda: group)
+        group = functools.partial(dist.new_group, ranks, use_local_synchronization=True)
+        return Axis(f"{axis.name}.{name}", ranks, ranks.index(axis.ranks[axis.rank]), group)
 
-    return part("inside", inside), part("across", across)
+    at, n = axis.rank, ranks_per_node
+    return part("inside", axis.ranks[at - at % n :][:n]), part("across", axis.ranks[at % n :: n])
 
 
 def hierarchical_all_reduce(

@@ -14,15 +14,19 @@ from typing import Any
 EXPERIMENTS = {
     "train_gpt": "a GPT on real text at tp=1, 2, 4 and dp=2, 400 steps each",
     "cheaper_gradients": "a GPT on real text with its gradients compressed in ten ways, dp=2",
+    "overlap_and_fusion": "what overlap, chunks, buckets, fusion and copies are worth",
+    "paper_step": "the paper's 1.2-billion model, a step on one GPU of 45 GB: speed and limit",
 }
 
 
 def stored(name: str) -> dict[str, Any]:
     """What the course keeps of the experiment `name`: command, versions, settings, results.
 
-    Raises ValueError for a name that is no experiment.
+    Raises ValueError for a name that is no experiment, or one that nobody has stored.
     """
     check_name(name)
+    if not file_of(name).is_file():
+        raise ValueError(f"{name} is not stored yet: minimegatron experiment {name}")
     document: dict[str, Any] = json.loads(file_of(name).read_text(encoding="utf-8"))
     return document
 

@@ -15,6 +15,7 @@ from typing import Any
 import ipywidgets
 from matplotlib.axes import Axes
 
+from minimegatron.analysis.network import Link, collective_seconds
 from minimegatron.figures.picture import Picture
 from minimegatron.figures.style import INK, PAPER, SMALL, canvas, patch, words
 from minimegatron.figures.widgets import PictureExplorer
@@ -32,7 +33,7 @@ Times = Mapping[int, float]  # bytes -> seconds
 
 def ring_seconds(size: float, n: int, latency: float, bandwidth: float) -> float:
     """A ring all-reduce of `size` bytes on n ranks; seconds, and bytes a second."""
-    return 2 * (n - 1) * (latency + size / n / bandwidth)
+    return collective_seconds("all_reduce", size, n, Link(latency, bandwidth))
 
 
 def pairwise_seconds(size: float, n: int, latency: float, bandwidth: float) -> float:

@@ -77,7 +77,8 @@ def join_stages(mine: dict[str, Tensor], axis: Axis) -> dict[str, Tensor]:
         return mine
     kinds: list[Any] = [None] * axis.size
     dist.all_gather_object(kinds, {n: (t.shape, t.dtype) for n, t in mine.items()}, axis.group)
-    device, whole = next(iter(mine.values())).device, {}
+    device = next(iter(mine.values())).device
+    whole: dict[str, Tensor] = {}
     for position, names in enumerate(kinds):
         for name, (shape, dtype) in names.items():
             here = torch.empty(shape, dtype=dtype, device=device)

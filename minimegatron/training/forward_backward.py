@@ -6,6 +6,7 @@ Megatron-LM: `get_forward_backward_func` in `megatron/core/pipeline_parallel/sch
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ def forward_backward(
     if not torch.is_grad_enabled():
         forwards = [Action("F", n, chunk) for chunk in range(v) for n in range(m)]
         return run_schedule(model, Schedule([forwards] * p, m, v), microbatches)
-    scaled = {} if loss_scale == 1.0 else {"loss_scale": loss_scale}  # a learner's own may lack it
+    # a learner's own accumulate_gradients may not know the scale
+    scaled: dict[str, Any] = {} if loss_scale == 1.0 else {"loss_scale": loss_scale}
     if p * v == 1:
         return accumulate_gradients(model, microbatches, **scaled)
     return run_schedule(model, make_schedule(schedule, p, m, v), microbatches, **scaled)

@@ -20,21 +20,10 @@ from minimegatron.ranks.ledger import Ledger
 # float64 leaves rounding some six digits of room. float32: two orders of magnitude above its
 # rounding (6e-8) for sums of this length; AdamW divides by the root of tiny second moments and so
 # turns rounding into steps, hence the wide band of the parameters.
+KINDS = ("loss", "logits", "gradients", "grad_norm", "parameters")
 BANDS: dict[torch.dtype, dict[str, float]] = {
-    torch.float64: {
-        "loss": 1e-10,
-        "logits": 1e-10,
-        "gradients": 1e-10,
-        "grad_norm": 1e-10,
-        "parameters": 1e-10,
-    },
-    torch.float32: {
-        "loss": 2e-5,
-        "logits": 2e-5,
-        "gradients": 1e-4,
-        "grad_norm": 1e-4,
-        "parameters": 2e-3,
-    },
+    torch.float64: dict.fromkeys(KINDS, 1e-10),
+    torch.float32: dict(zip(KINDS, (2e-5, 2e-5, 1e-4, 1e-4, 2e-3), strict=True)),
 }
 
 

@@ -20,6 +20,7 @@ from minimegatron.figures.picture import Picture
 
 MASK = torch.eye(8) == 1
 BARS = {"tp = 1": (1000, 1000), "tp = 4": (250, 1_234_567)}
+RATIO = {"lower": 0.02, "median": 0.5, "upper": 0.9, "expected": 1.0}
 
 OPS = ("broadcast", "all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send", "barrier")
 SECONDS = {64: 1e-4, 1 << 12: 2e-4, 1 << 22: 5e-3}
@@ -67,6 +68,8 @@ EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
     ),
     **{f"model {n}": lambda n=n: figures.all_reduce_times(200, 0.1, n) for n in (2, 64)},
     **{f"chunks {k}": lambda k=k: chunks_modelled(5, 0.1, k) for k in (2, 4, 16)},
+    "ratios": lambda: figures.ratios("Worth", {"one buffer for 52 tensors, slow network": RATIO}),
+    "ratios, far": lambda: figures.ratios("Worth", {"a": RATIO, "b": RATIO | {"median": 30}}),
     "chunks, slow": lambda: chunks_modelled(20, 2, 8),
     **{f"norm_squares {tp}": lambda tp=tp: figures.norm_squares(tp) for tp in (2, 3, 4)},
     "losses": lambda: figures.losses("Loss", dict.fromkeys(SPLITS, RUN), ("unigram entropy", 5.9)),
@@ -101,6 +104,11 @@ EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
     },
     **{f"open_all_reduce {tp}": lambda tp=tp: figures.open_all_reduce(tp) for tp in (2, 4)},
     **{f"regions {sp}": lambda sp=sp: figures.sequence_regions(sp) for sp in (False, True)},
+    **{
+        f"zero_shards {s} {dp}": lambda s=s, dp=dp: figures.zero_shards(s, dp)
+        for s, dp in ((0, 4), (1, 1), (2, 8), (3, 2))
+    },
+    **{f"sharded_step {dp}": lambda dp=dp: figures.sharded_step(dp) for dp in (2, 4)},
     "number_formats": lambda: figures.number_formats(*FORMATS),
     "fp16_line": lambda: figures.fp16_line(
         "Gradients", {f"a longer name {i}": torch.ones(9) * 2.0 ** (20 * i - 60) for i in range(4)}
@@ -109,6 +117,16 @@ EVERY_PICTURE: dict[str, Callable[[], Picture]] = {
         "Scales", {name: [2.0**k for k in range(32, 0, -1)] for name in "abcd"}, range(31)
     ),
     "loss_scales, quiet": lambda: figures.loss_scales("Scale", {"one": [65536.0] * 9}, []),
+    **{f"ways {w}": lambda w=w: figures.ways_to_save(*w) for w in ((512, 1), (32768, 32, "today"))},
+    "held_memory": lambda: figures.held_memory(
+        "Held", "kB", {f"a long name {i}": ([1, 9 - i, 2512, 3, 0], 3) for i in range(4)}
+    ),
+    "hierarchical": lambda: figures.hierarchical_all_reduce(),
+    "hierarchical, counted": lambda: figures.hierarchical_all_reduce({"inside": 9e8, "across": 1}),
+    **{f"feedback {n}": lambda n=n: figures.error_feedback([(4, 3, 2, 1)] * n) for n in (1, 5)},
+    "losses_by_message": lambda: figures.losses_by_message(
+        "Loss after 400 steps", {"none": (1, 4.5, None), "1-bit": (22.4, 4.67, 4.77)}
+    ),
     "predicted_and_measured": lambda: figures.predicted_and_measured("Held", BARS, "bytes"),
 }
 

@@ -225,12 +225,14 @@ def test_wrong_input_is_an_error_that_names_the_numbers():
         model(torch.full((1, 3), 51))
 
 
-def test_a_pipeline_is_an_error_and_not_a_whole_model_on_every_stage():
-    def check(mesh):
-        with pytest.raises(ValueError, match="pp=2"):
-            mm.GPT(mm.GPTConfig(**SMALL), mesh)
+def test_a_stage_holds_its_layers_only():
+    def names(mesh):
+        return [name for name, _ in mm.GPT(mm.GPTConfig(**SMALL), mesh).named_parameters()]
 
-    mm.launch(check, pp=2)
+    first, last = mm.launch(names, pp=2)
+    whole = mm.launch(names)[0]
+    assert not set(first) & set(last) and set(first) | set(last) == {*whole, "head.weight"}
+    assert "embedding.word.weight" in first and "final_norm.bias" in last
 
 
 def test_heads_that_do_not_divide_are_an_error():
