@@ -21,9 +21,8 @@ def _notebook() -> bool:
 
 def wanted() -> bool:
     """Whether there is somebody to look at the line."""
-    if "PYTEST_CURRENT_TEST" in os.environ or os.environ.get("MINIMEGATRON_PROGRESS") == "0":
-        return False
-    return _notebook() or sys.stderr.isatty()
+    off = "PYTEST_CURRENT_TEST" in os.environ or os.environ.get("MINIMEGATRON_PROGRESS") == "0"
+    return not off and (_notebook() or sys.stderr.isatty())
 
 
 class ProgressLine:
