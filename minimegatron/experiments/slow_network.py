@@ -30,7 +30,7 @@ def slow_network(seconds: Callable[[str, int, int], float]) -> Iterator[None]:
     original, free = collectives._run, 0.0
 
     def run(
-        op: str, axis: Axis, size: int, start: Callable[[], Callable[[], Tensor]], later: bool
+        op: str, x: Tensor, axis: Axis, size: int, start: Callable[[], Any], later: bool = False
     ) -> Any:
         def start_slow() -> Callable[[], Tensor]:
             nonlocal free
@@ -49,7 +49,7 @@ def slow_network(seconds: Callable[[str, int, int], float]) -> Iterator[None]:
 
             return finish_slow
 
-        return original(op, axis, size, start_slow, later)
+        return original(op, x, axis, size, start_slow, later)
 
     vars(collectives)["_run"] = run
     try:

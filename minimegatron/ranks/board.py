@@ -5,10 +5,9 @@ a collective, computes for ever, or is dead. So every rank keeps its last collec
 known line and a progress counter in a file mapped into memory, which outlives it.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,16 +19,17 @@ _PART = np.dtype(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Call:
-    """One collective or message of a rank, among the global `ranks`, of `size` bytes."""
+class Call(NamedTuple):
+    """One collective among the global `ranks` on a logical tensor of `size` bytes; or a message,
+    with the global rank `peer` at its other end (-1: any). `line` is known once it is on a board.
+    """
 
     op: str
     axis: str
-    line: str
-    ranks: tuple[int, ...]
-    peer: int | None
+    ranks: Sequence[int]
     size: int
+    peer: int | None = None
+    line: str = ""
 
 
 class Board:
@@ -41,7 +41,7 @@ class Board:
         self._part = {name: table[name][rank : rank + 1] for name in table.dtype.names or ()}
 
     @staticmethod
-    def create(path: Path, world_size: int) -> list[Board]:
+    def create(path: Path, world_size: int) -> "list[Board]":
         """Make the file for `world_size` ranks and open each rank's part."""
         # Taken now: a full disk is an error here, and a killed rank later.
         path.write_bytes(bytes(world_size * _PART.itemsize))
@@ -51,17 +51,15 @@ class Board:
         self._part["progress"][0] += 1
         self._part["inside"][0] = inside
 
-    def restart(self, line: str) -> None:
+    def restart(self) -> None:
         """A new call begins."""
         self._part["entered"][0] = 0
-        self.at(line)
+        self.at("")
         self._moved(inside=False)
 
-    def enter(
-        self, op: str, axis: str, line: str, ranks: tuple[int, ...], peer: int | None, size: int,
-        new: bool = True,
-    ) -> None:  # fmt: skip
-        """The rank begins a collective; or, not `new`, it waits for one begun before."""
+    def enter(self, call: Call, line: str, new: bool = True) -> None:
+        """The rank begins a collective in `line`; or, not `new`, it waits for one begun before."""
+        op, axis, ranks, size, peer, _ = call
         members = ",".join(map(str, ranks))
         entry = f"{op}|{axis}|{size}|{'' if peer is None else peer}|{line}|{members}".encode()
         self._part["now"][0] = entry
@@ -101,4 +99,4 @@ def _text(entry: bytes) -> str:
 def _call(entry: bytes) -> Call:
     op, axis, size, peer, line, ranks = _text(entry).split("|")
     members = tuple(int(r) for r in ranks.split(",") if r)
-    return Call(op, axis, line, members, int(peer) if peer else None, int(size))
+    return Call(op, axis, members, int(size), int(peer) if peer else None, line)

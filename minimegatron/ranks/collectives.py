@@ -9,17 +9,16 @@ with rank r xor 2^k, log2(n) rounds), because gloo's own takes milliseconds what
 Beyond a megabyte gloo's ring moves fewer bytes and wins. See pitfalls of gloo in lesson 01.
 """
 
-from __future__ import annotations
-
 import contextlib
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, overload
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ReduceOp
 
+from minimegatron.ranks.board import Call
 from minimegatron.ranks.ledger import TRACE, collective, phase, waiting
 from minimegatron.ranks.mesh import Axis
 
@@ -27,8 +26,9 @@ from minimegatron.ranks.mesh import Axis
 PAIRWISE_LIMIT = 1 << 20
 # Keeps our exchanges apart from messages that a learner's own code sends with small tags.
 _TAG = 1 << 20
-_OPS = {"sum": ReduceOp.SUM, "max": ReduceOp.MAX}
-_COMBINE: dict[str, Callable[..., Tensor]] = {"sum": torch.add, "max": torch.maximum}
+# How torch.distributed names the operation, and the function that does it to two tensors.
+_OPS: Any = {"sum": (dist.ReduceOp.SUM, torch.add), "max": (dist.ReduceOp.MAX, torch.maximum)}
+_Finish = Callable[[], Tensor]  # waits, and returns the result
 
 
 class Handle:
@@ -37,43 +37,33 @@ class Handle:
     `arrived()` tells whether it would return at once; False where nobody can know.
     """
 
-    def __init__(
-        self, finish: Callable[[], Tensor], arrived: Callable[[], bool] = lambda: False
-    ) -> None:
-        self._finish: Callable[[], Tensor] | None = finish
-        self._result: Tensor | None = None
+    def __init__(self, finish: _Finish, arrived: Callable[[], bool] = lambda: False) -> None:
+        self._finish: _Finish | None = finish
+        self._result: Any = None
         self.arrived = arrived
 
     def wait(self) -> Tensor:
         """The result, once it is there."""
         if self._finish is not None:
             self._result, self._finish = self._finish(), None
-        assert self._result is not None
         return self._result
 
 
-def _size(x: Tensor) -> int:
-    return x.numel() * x.element_size()
-
-
-def _run(
-    op: str, axis: Axis, size: int, start: Callable[[], Callable[[], Tensor]], later: bool
-) -> Any:
-    """Record the collective, start it, and finish it now or when the handle is waited for."""
-    with collective(op, axis.name, axis.ranks, size, later=later) as record:
+def _run(op: str, x: Tensor, axis: Axis, size: int, start: Any, later: bool = False) -> Any:
+    """Record the collective, `start()` it, and finish it now or when the handle is waited for."""
+    if axis.size == 1:
+        return Handle(lambda: x) if later else x
+    call = Call(op, axis.name, axis.ranks, size)
+    with collective(call, later) as record:
         finish = start()
         if not later:
             return finish()
 
     def finish_recorded() -> Tensor:
-        with waiting(op, axis.name, axis.ranks, size, record):
+        with waiting(call, record):
             return finish()
 
     return Handle(finish_recorded)
-
-
-def _done(x: Tensor, later: bool) -> Any:
-    return Handle(lambda: x) if later else x
 
 
 def _check(x: Any, axis: Any, name: str) -> None:
@@ -90,29 +80,25 @@ def _staged(x: Tensor, axis: Axis) -> Tensor:
     return x.contiguous()
 
 
-def _dimension(x: Tensor, dim: int, axis: Axis | None = None) -> int:
-    """`dim` counted from the front; with `axis`, its length must divide by the axis' size."""
+def _into(x: Tensor, value: Tensor) -> Tensor:
+    """`value` in the memory of `x`, where it may lie already."""
+    return value if value.data_ptr() == x.data_ptr() else x.detach().copy_(value)
+
+
+def _dimension(name: str, x: Tensor, axis: Axis, dim: int, divide: bool = True) -> int:
+    """`dim` counted from the front; where it is to `divide`, the axis' size must divide it."""
+    _check(x, axis, name)
     if not -x.dim() <= dim < x.dim():
         raise ValueError(f"dim={dim} does not exist in a tensor of shape {tuple(x.shape)}")
-    if axis is not None and x.shape[dim] % axis.size:
-        raise ValueError(
-            f"dimension {dim} has length {x.shape[dim]}, which does not divide by "
-            f"{axis.name}={axis.size}"
-        )
+    if divide and x.shape[dim] % axis.size:
+        known = f"dimension {dim} has length {x.shape[dim]}"
+        raise ValueError(f"{known}, which does not divide by {axis.name}={axis.size}")
     return dim % x.dim()
 
 
-@overload
-def all_reduce(
-    x: Tensor, axis: Axis, op: str = ..., *, inplace: bool = ..., async_op: Literal[False] = ...
-) -> Tensor: ...
-@overload
-def all_reduce(
-    x: Tensor, axis: Axis, op: str = ..., *, inplace: bool = ..., async_op: Literal[True]
-) -> Handle: ...
 def all_reduce(
     x: Tensor, axis: Axis, op: str = "sum", *, inplace: bool = False, async_op: bool = False
-) -> Tensor | Handle:
+) -> Any:
     """The sum (or "max") of every rank's `x`, on every rank: the same bits everywhere.
 
     `x` has any shape, the same on all ranks. `inplace=True` writes the result into `x`. With
@@ -124,31 +110,26 @@ def all_reduce(
         raise ValueError(f"all_reduce knows op='sum' and op='max', not {op!r}")
     if inplace and not x.is_contiguous():
         raise ValueError("all_reduce in place needs a contiguous tensor: the sum would hit a copy")
-    if axis.size == 1:
-        return _done(x, async_op)
+    name, combine = _OPS[op]
 
-    def start() -> Callable[[], Tensor]:
+    def start() -> _Finish:
         mine = _staged(x, axis)
-        small = _size(mine) <= PAIRWISE_LIMIT and axis.size & (axis.size - 1) == 0
-        if not mine.is_cuda and small:
-            finish = _start_pairwise(mine, axis, op)
+        if not mine.is_cuda and mine.nbytes <= PAIRWISE_LIMIT and axis.size.bit_count() == 1:
+            rounds = _pairwise(mine, axis, combine)
+            next(rounds)
+            finish: _Finish = functools.partial(next, rounds)
         else:
             total = mine if inplace or mine.device != x.device else mine.clone()
-            work = dist.all_reduce(total, _OPS[op], axis.group, async_op=True)
+            work = dist.all_reduce(total, name, axis.group, async_op=True)
             finish = _after(work, axis, lambda: total)
+        if inplace:
+            return lambda: _into(x, finish())
+        return lambda: finish().to(x.device)
 
-        def hand_over() -> Tensor:
-            total = finish()
-            if inplace:
-                return total if total.data_ptr() == x.data_ptr() else x.detach().copy_(total)
-            return total.to(x.device)
-
-        return hand_over
-
-    return _run("all_reduce", axis, _size(x), start, async_op)
+    return _run("all_reduce", x, axis, x.nbytes, start, async_op)
 
 
-def _after(work: Any, axis: Axis, result: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def _after(work: Any, axis: Axis, result: _Finish) -> _Finish:
     record = TRACE.record
     if record is not None and dist.get_backend(axis.group) == "gloo":
         with contextlib.suppress(RuntimeError):  # its thread tells the time; a reduce-scatter's not
@@ -161,33 +142,23 @@ def _after(work: Any, axis: Axis, result: Callable[[], Tensor]) -> Callable[[], 
     return finish
 
 
-def _start_pairwise(mine: Tensor, axis: Axis, op: str) -> Callable[[], Tensor]:
-    """Recursive doubling; the first exchange is posted at once, the others when waited for."""
-    group, combine = axis.group, _COMBINE[op]
+def _pairwise(value: Tensor, axis: Axis, combine: Callable[..., Tensor]) -> Iterator[Tensor]:
+    """Recursive doubling. `next` posts the first exchange; a second `next` gives the result."""
     # A number of its own for each all-reduce, so that two under way never mix.
-    tag = _TAG + axis.next_exchange() % _TAG
-
-    def post(value: Tensor, step: int) -> tuple[Any, Any, Tensor]:
+    tag = _TAG + next(axis.exchanges) % _TAG
+    step = 1
+    while step < axis.size:
         other, theirs = axis.rank ^ step, torch.empty_like(value)
-        receiving = group.recv([theirs], other, tag)
-        return group.send([value], other, tag), receiving, theirs
-
-    first = post(mine, 1)
-
-    def finish() -> Tensor:
-        value, step, under_way = mine, 1, first
-        while True:
-            sending, receiving, theirs = under_way
-            receiving.wait()
-            # `theirs` is ours to overwrite; a + b and b + a have the same bits.
-            combined = combine(value, theirs, out=theirs)
-            sending.wait()
-            value, step = combined, step * 2
-            if step >= axis.size:
-                return value
-            under_way = post(value, step)
-
-    return finish
+        receiving = axis.group.recv([theirs], other, tag)
+        sending = axis.group.send([value], other, tag)
+        if step == 1:
+            yield value
+        receiving.wait()
+        # `theirs` is ours to overwrite; a + b and b + a have the same bits.
+        combine(value, theirs, out=theirs)
+        sending.wait()
+        value, step = theirs, step * 2
+    yield value
 
 
 def all_gather(x: Tensor, axis: Axis, dim: int = 0, *, async_op: bool = False) -> Any:
@@ -195,18 +166,15 @@ def all_gather(x: Tensor, axis: Axis, dim: int = 0, *, async_op: bool = False) -
 
     `x` has the same shape on all ranks; the result is `size` times as long along `dim`.
     """
-    _check(x, axis, "all_gather")
-    if axis.size == 1:
-        return _done(x, async_op)
-    dim = _dimension(x, dim)
+    dim = _dimension("all_gather", x, axis, dim, divide=False)
 
-    def start() -> Callable[[], Tensor]:
+    def start() -> _Finish:
         mine = _staged(x, axis)
         parts = [torch.empty_like(mine) for _ in axis.ranks]
         work = dist.all_gather(parts, mine, axis.group, async_op=True)
         return _after(work, axis, lambda: torch.cat(parts, dim).to(x.device))
 
-    return _run("all_gather", axis, _size(x) * axis.size, start, async_op)
+    return _run("all_gather", x, axis, x.nbytes * axis.size, start, async_op)
 
 
 def reduce_scatter(x: Tensor, axis: Axis, dim: int = 0, *, async_op: bool = False) -> Any:
@@ -214,35 +182,29 @@ def reduce_scatter(x: Tensor, axis: Axis, dim: int = 0, *, async_op: bool = Fals
 
     Raises ValueError where the length along `dim` does not divide by the axis' size.
     """
-    _check(x, axis, "reduce_scatter")
-    if axis.size == 1:
-        return _done(x, async_op)
-    dim = _dimension(x, dim, axis)
+    dim = _dimension("reduce_scatter", x, axis, dim)
 
-    def start() -> Callable[[], Tensor]:
+    def start() -> _Finish:
         parts = [part.contiguous() for part in _staged(x, axis).chunk(axis.size, dim)]
         mine = torch.empty_like(parts[0])
         work = dist.reduce_scatter(mine, parts, group=axis.group, async_op=True)
         return _after(work, axis, lambda: mine.to(x.device))
 
-    return _run("reduce_scatter", axis, _size(x), start, async_op)
+    return _run("reduce_scatter", x, axis, x.nbytes, start, async_op)
 
 
 def broadcast(x: Tensor, axis: Axis, source: int = 0) -> Tensor:
     """The `x` of the rank at position `source` along the axis, on every rank."""
     _check(x, axis, "broadcast")
     _peer(axis, source, "source")
-    if axis.size == 1:
-        return x
 
-    def start() -> Callable[[], Tensor]:
+    def start() -> _Finish:
         mine = _staged(x, axis)
         value = mine if mine.device != x.device else mine.clone()
         work = dist.broadcast(value, axis.ranks[source], axis.group, async_op=True)
         return _after(work, axis, lambda: value.to(x.device))
 
-    result: Tensor = _run("broadcast", axis, _size(x), start, False)
-    return result
+    return _run("broadcast", x, axis, x.nbytes, start)
 
 
 def all_to_all(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
@@ -250,37 +212,39 @@ def all_to_all(x: Tensor, axis: Axis, dim: int = 0) -> Tensor:
 
     Raises ValueError where the length along `dim` does not divide by the axis' size.
     """
-    _check(x, axis, "all_to_all")
-    if axis.size == 1:
-        return x
-    dim = _dimension(x, dim, axis)
+    dim = _dimension("all_to_all", x, axis, dim)
 
-    def start() -> Callable[[], Tensor]:
+    def start() -> _Finish:
         mine = torch.stack(_staged(x, axis).chunk(axis.size, dim))
         theirs = torch.empty_like(mine)
         work = dist.all_to_all_single(theirs, mine, group=axis.group, async_op=True)
         return _after(work, axis, lambda: torch.cat(theirs.unbind(0), dim).to(x.device))
 
-    result: Tensor = _run("all_to_all", axis, _size(x), start, False)
-    return result
+    return _run("all_to_all", x, axis, x.nbytes, start)
 
 
 def _peer(axis: Axis, position: int, name: str) -> int:
     if not 0 <= position < axis.size:
-        raise ValueError(
-            f"{name}={position}: the axis {axis.name} has positions 0 to {axis.size - 1}"
-        )
+        known = f"the axis {axis.name} has positions 0 to {axis.size - 1}"
+        raise ValueError(f"{name}={position}: {known}")
     return axis.ranks[position]
+
+
+def _message(op: str, x: Tensor, axis: Axis, position: int, name: str) -> Tensor:
+    """Send or receive; the tensor that was really sent or written."""
+    _check(x, axis, op)
+    peer = _peer(axis, position, name)
+    if position == axis.rank:
+        raise ValueError(f"{name}={position}: a rank sends no message to itself")
+    with collective(Call(op, axis.name, axis.ranks, x.nbytes, peer)):
+        buffer = _staged(x, axis)
+        (dist.send if op == "send" else dist.recv)(buffer, peer, axis.group)
+    return buffer
 
 
 def send(x: Tensor, axis: Axis, to: int) -> None:
     """Send `x` to the rank at position `to` along the axis, and wait until it has gone."""
-    _check(x, axis, "send")
-    peer = _peer(axis, to, "to")
-    if peer == axis.ranks[axis.rank]:
-        raise ValueError(f"to={to}: a rank cannot send to itself")
-    with collective("send", axis.name, axis.ranks, _size(x), peer=peer):
-        dist.send(_staged(x, axis), peer, axis.group)
+    _message("send", x, axis, to, "to")
 
 
 def recv(x: Tensor, axis: Axis, source: int) -> Tensor:
@@ -288,15 +252,7 @@ def recv(x: Tensor, axis: Axis, source: int) -> Tensor:
 
     `x` has the shape and dtype of what was sent. This one does write into its argument.
     """
-    _check(x, axis, "recv")
-    peer = _peer(axis, source, "source")
-    if peer == axis.ranks[axis.rank]:
-        raise ValueError(f"source={source}: a rank cannot receive from itself")
-    with collective("recv", axis.name, axis.ranks, _size(x), peer=peer):
-        buffer = _staged(x, axis)
-        dist.recv(buffer, peer, axis.group)
-        if buffer.data_ptr() != x.data_ptr():
-            x.detach().copy_(buffer)
+    _into(x, _message("recv", x, axis, source, "source"))
     return x
 
 
@@ -315,27 +271,24 @@ def exchange(messages: Sequence[Message], axis: Axis) -> list[Handle]:
     So two neighbours may both send first. A received tensor is written into its `x`. Megatron-LM:
     `_batched_p2p_ops` in `megatron/core/pipeline_parallel/p2p_communication.py`.
     """
-    calls, started = [], []
+    operations, started = [], []
     for op, x, position, of_phase in messages:
         peer, buffer = _peer(axis, position, "position"), _staged(x, axis)
-        known = (op, axis.name, axis.ranks, _size(x))
-        with phase(of_phase), collective(*known, peer=peer, later=True) as record:
+        call = Call(op, axis.name, axis.ranks, x.nbytes, peer)
+        with phase(of_phase), collective(call, later=True) as record:
             way = dist.isend if op == "send" else dist.irecv
-            calls.append(dist.P2POp(way, buffer, peer, axis.group))
-        started.append(((*known, record, peer), x, buffer))
-    with waiting("exchange", axis.name, axis.ranks, 0, None):
-        works = dist.batch_isend_irecv(calls)  # NCCL's is one for all
+            operations.append(dist.P2POp(way, buffer, peer, axis.group))
+        started.append((call, record, x, buffer))
+    with waiting(Call("exchange", axis.name, axis.ranks, 0)):
+        works = dist.batch_isend_irecv(operations)  # NCCL's is one for all
 
-    def handle(work: Any, known: Any, x: Tensor, buffer: Tensor) -> Handle:
-        def finish() -> Tensor:
-            with waiting(*known):
-                work.wait()
-            return x if buffer.data_ptr() == x.data_ptr() else x.detach().copy_(buffer)
+    def finish(work: Any, call: Call, record: Any, x: Tensor, buffer: Tensor) -> Tensor:
+        with waiting(call, record):
+            work.wait()
+        return _into(x, buffer)
 
-        return Handle(finish, work.is_completed)
-
-    each = works if len(works) == len(started) else works * len(started)
-    return [handle(work, *known) for work, known in zip(each, started, strict=True)]
+    each = zip(works if len(works) == len(started) else works * len(started), started, strict=True)
+    return [Handle(functools.partial(finish, work, *one), work.is_completed) for work, one in each]
 
 
 def barrier(axis: Axis) -> None:
@@ -343,5 +296,5 @@ def barrier(axis: Axis) -> None:
     if not isinstance(axis, Axis):
         raise TypeError(f"barrier takes an axis such as mesh.tp, not {type(axis).__name__}")
     if axis.size > 1:
-        with collective("barrier", axis.name, axis.ranks, 0):
+        with collective(Call("barrier", axis.name, axis.ranks, 0)):
             dist.barrier(axis.group)

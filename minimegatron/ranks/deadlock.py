@@ -5,8 +5,7 @@ another, leaves the rest waiting for ever (pitfalls 24 and 25). The explainer re
 and says where each one is, and at which collective their sequences first differ.
 """
 
-from __future__ import annotations
-
+import itertools
 from collections.abc import Sequence
 
 from minimegatron.ranks.board import KEPT, Board, Call
@@ -17,12 +16,15 @@ _MESSAGES = ("send", "recv")
 
 def name(call: Call) -> str:
     """ "all_reduce on tp", "send to rank 3 on pp"."""
-    where = "the whole world" if call.axis == "world" else call.axis
-    if call.peer is not None:
-        towards = "from" if call.op == "recv" else "to"
-        peer = "any rank" if call.peer < 0 else f"rank {call.peer}"
-        return f"{call.op} {towards} {peer} on {where}"
-    return f"{call.op} on {where}"
+    where = f"on {_where(call.axis)}"
+    if call.peer is None:
+        return f"{call.op} {where}"
+    peer = "any rank" if call.peer < 0 else f"rank {call.peer}"
+    return f"{call.op} {'from' if call.op == 'recv' else 'to'} {peer} {where}"
+
+
+def _where(axis: str) -> str:
+    return "the whole world" if axis == "world" else axis
 
 
 def explain(boards: Sequence[Board], returned: set[int], timeout: float) -> RankTimeout:
@@ -36,11 +38,11 @@ def explain(boards: Sequence[Board], returned: set[int], timeout: float) -> Rank
             lines.append(f"  rank {rank} waits in {name(call)}, {call.line}")
         else:
             lines.append(f"  rank {rank} is in no collective, {board.line}")
-    waiting = [r for r, b in enumerate(boards) if r not in returned]
     difference = first_difference(boards, returned)
     if difference:
         lines += ["", *difference]
-    return RankTimeout("\n".join(lines), min(waiting, default=0), "\n".join(lines[2:]))
+    first = min(set(range(len(boards))) - returned, default=0)
+    return RankTimeout("\n".join(lines), first, "\n".join(lines[2:]))
 
 
 def first_difference(boards: Sequence[Board], returned: set[int], behind: bool = True) -> list[str]:
@@ -53,17 +55,15 @@ def first_difference(boards: Sequence[Board], returned: set[int], behind: bool =
     calls = [[c for c in board.calls() if c.op not in _MESSAGES] for board in boards]
     groups = {call.ranks: call.axis for rank_calls in calls for call in rank_calls}
     for ranks, axis in groups.items():
-        mine = {r: [c for c in calls[r] if c.ranks == ranks] for r in ranks}
-        for number in range(max(map(len, mine.values()))):
-            at = {r: mine[r][number] if number < len(mine[r]) else None for r in ranks}
-            kinds = {(call.op, call.size) if call else None for call in at.values()}
+        mine = [[call for call in calls[r] if call.ranks == ranks] for r in ranks]
+        for number, at in enumerate(itertools.zip_longest(*mine), 1):
+            kinds = {call and (call.op, call.size) for call in at}
             if len(kinds if behind else kinds - {None}) <= 1:
                 continue
-            place = "the whole world" if axis == "world" else axis
-            lines = [f"the ranks' collectives on {place} first differ at number {number + 1}:"]
-            for r, last in at.items():
+            lines = [f"the ranks' collectives on {_where(axis)} first differ at number {number}:"]
+            for r, call in zip(ranks, at, strict=True):
                 ended = "returned without one" if r in returned else "has not called it"
-                what = f"{last.op} of {last.size} bytes, {last.line}" if last else ended
+                what = f"{call.op} of {call.size} bytes, {call.line}" if call else ended
                 lines.append(f"  rank {r}: {what}")
             return lines
     return []

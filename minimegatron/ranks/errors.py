@@ -4,12 +4,9 @@ The text is the same on every run. A rank sends its exception as data (frames, n
 the source of a notebook's cells is known to the kernel only; it is put into words here.
 """
 
-from __future__ import annotations
-
 import linecache
-import signal
 import traceback
-from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from minimegatron.ranks import place
 
@@ -17,12 +14,9 @@ from minimegatron.ranks import place
 class RankError(RuntimeError):
     """A rank raised or died. `rank` is its number, `traceback` its own traceback, as text."""
 
-    def __init__(self, message: str, rank: int, traceback: str = "") -> None:
+    def __init__(self, message: str, rank: int = 0, traceback: str = "") -> None:
         super().__init__(message)
         self.rank, self.traceback = rank, traceback
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (str(self), self.rank, self.traceback)
 
     def _render_traceback_(self) -> list[str]:
         """IPython shows this instead of the frames of `launch`."""
@@ -33,79 +27,66 @@ class RankTimeout(RankError):
     """No rank made progress: who waits where, and where their collectives first differ."""
 
 
-@dataclass
-class Failure:
-    """An exception of a rank as data: its own words, its frames, and the one it came from."""
+class Failure(NamedTuple):
+    """An exception of a rank as data: its type, and what is told of it and of those it came from.
+
+    `chain`, the first cause first: (file, line, function) of each frame, the exception's own words,
+    and what it has to do with the next.
+    """
 
     kind: str
-    text: str
-    frames: list[tuple[str, int, str]] = field(default_factory=list)
-    cause: Failure | None = None
-    because: str = ""
+    chain: list[tuple[list[tuple[str, int, str]], str, str]]
 
     @staticmethod
-    def of(error: BaseException) -> Failure:
+    def of(error: BaseException) -> "Failure":
         """Take the exception apart, in the rank."""
-        found = traceback.walk_tb(error.__traceback__)
-        frames = [(f.f_code.co_filename, line, f.f_code.co_name) for f, line in found]
-        text = "".join(traceback.format_exception_only(error)).strip()
-        if isinstance(error, SyntaxError):  # its text holds the path of the file
-            text = f"{type(error).__name__}: {error.msg}"
-        failure = Failure(type(error).__name__, text, frames)
-        source, because = error.__cause__, "was the direct cause of"
-        if source is None and not error.__suppress_context__:
-            source, because = error.__context__, "was being handled when this followed:"
-        if source is not None:
-            failure.cause, failure.because = Failure.of(source), because
-        return failure
+        chain: list[Any] = []
+        link: BaseException | None = error
+        because = ""
+        while link is not None:
+            found = traceback.walk_tb(link.__traceback__)
+            frames = [(f.f_code.co_filename, line, f.f_code.co_name) for f, line in found]
+            words = "".join(traceback.format_exception_only(link)).strip()
+            if isinstance(link, SyntaxError):  # its text holds the path of the file
+                words = f"{type(link).__name__}: {link.msg}"
+            chain.insert(0, (frames, words, because))
+            because = "\n(the error above was being handled when this followed:)"
+            if link.__cause__ is not None or link.__suppress_context__:
+                because = "\n(the error above was the direct cause of)"
+                link = link.__cause__
+            else:
+                link = link.__context__
+        return Failure(type(error).__name__, chain)
 
     @property
     def lost_peer(self) -> bool:
         """Whether this is only the echo of another rank's end."""
         signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-        return any(sign in self.text for sign in signs)
+        return any(sign in self.chain[-1][1] for sign in signs)
 
     def traceback(self) -> str:
         """The traceback in the learner's own lines (in ours, where there is none of theirs)."""
         lines = []
-        if self.cause is not None:
-            lines += [self.cause.traceback(), f"(the error above {self.because})"]
-        frames = [frame for frame in self.frames if place.owner(frame[0]) == "learner"]
-        if not frames:
-            frames = [frame for frame in self.frames if place.owner(frame[0]) == "package"]
-            frames = [frame for frame in frames if "/ranks/" not in frame[0].replace("\\", "/")]
-        if frames:
-            lines.append("Traceback (most recent call last):")
-        for filename, line, function in frames:
-            lines.append(f"  {place.name(filename, line)}, in {function}")
-            source = linecache.getline(filename, line).strip()
-            if source:
-                lines.append(f"    {source}")
-        return "\n".join([*lines, self.text])
+        for every, words, because in self.chain:
+            ours = [frame for frame in every if place.owner(frame[0]) == "package"]
+            ours = [frame for frame in ours if "/ranks/" not in frame[0].replace("\\", "/")]
+            frames = [frame for frame in every if place.owner(frame[0]) == "learner"] or ours
+            if frames:
+                lines.append("Traceback (most recent call last):")
+            for filename, line, function in frames:
+                source = linecache.getline(filename, line).strip()
+                lines.append(f"  {place.name(filename, line)}, in {function}")
+                lines += [f"    {source}"] if source else []
+            lines.append(words + because)
+        return "\n".join(lines)
 
 
 def raised(rank: int, world_size: int, failure: Failure) -> RankError:
     """The error for a rank that raised."""
     text = failure.traceback()
-    return RankError(f"{_who(rank, world_size)} raised {failure.kind}\n\n{text}", rank, text)
+    return RankError(f"{who(rank, world_size)} raised {failure.kind}\n\n{text}", rank, text)
 
 
-def died(
-    rank: int, world_size: int, exit_code: int | None, line: str, in_call: str, more: list[str]
-) -> RankError:
-    """The error for a rank whose process ended: by which signal or exit code, and where."""
-    if exit_code is not None and exit_code < 0:
-        name = signal.Signals(-exit_code).name
-        how = f"was killed by {name}"
-        if name == "SIGKILL":
-            how += " (by hand, or by the system for want of memory)"
-    else:
-        how = f"ended with exit code {exit_code}"
-    where = f"last known line: {line or 'none'}"
-    if in_call:
-        where = "\n".join([f"{where}, in {in_call}", *more])
-    return RankError(f"{_who(rank, world_size)} died: it {how}\n{where}", rank, where)
-
-
-def _who(rank: int, world_size: int) -> str:
+def who(rank: int, world_size: int) -> str:
+    """ "rank 1 of 4", "rank 0" where it is alone."""
     return f"rank {rank} of {world_size}" if world_size > 1 else "rank 0"

@@ -8,21 +8,27 @@ Times are seconds of the machine's clock, which all its ranks share; the host's,
 they say when work was asked for, not when it ran.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 
 from minimegatron.ranks import place
-from minimegatron.ranks.board import Board
+from minimegatron.ranks.board import Board, Call
 
 PHASES = ("forward", "backward", "recompute", "optimizer", "other")
+_Wanted = str | None  # None: any
+
+
+def _check_phase(name: str) -> None:
+    if name not in PHASES:
+        raise ValueError(f"phase {name!r} is not one of {', '.join(PHASES)}")
 
 
 def ring_bytes(op: str, size: float, n: int) -> float:
@@ -77,30 +83,24 @@ class Ledger:
     spans: list[Span] = field(default_factory=list, compare=False)
 
     def select(
-        self, op: str | None = None, axis: str | None = None, phase: str | None = None
+        self, op: _Wanted = None, axis: _Wanted = None, phase: _Wanted = None
     ) -> list[Record]:
         """The records with this op, on this axis, in this phase; None takes any."""
-        if phase is not None and phase not in PHASES:
-            raise ValueError(f"phase {phase!r} is not one of {', '.join(PHASES)}")
+        if phase is not None:
+            _check_phase(phase)
         wanted = {"op": op, "axis": axis, "phase": phase}
         checks = [(key, value) for key, value in wanted.items() if value is not None]
         return [r for r in self.records if all(getattr(r, key) == value for key, value in checks)]
 
-    def count(
-        self, op: str | None = None, axis: str | None = None, phase: str | None = None
-    ) -> int:
+    def count(self, op: _Wanted = None, axis: _Wanted = None, phase: _Wanted = None) -> int:
         """How many collectives."""
         return len(self.select(op, axis, phase))
 
-    def bytes(
-        self, op: str | None = None, axis: str | None = None, phase: str | None = None
-    ) -> int:
+    def bytes(self, op: _Wanted = None, axis: _Wanted = None, phase: _Wanted = None) -> int:
         """Bytes of the logical tensors, as nccl-tests counts them."""
         return sum(r.bytes for r in self.select(op, axis, phase))
 
-    def wire_bytes(
-        self, op: str | None = None, axis: str | None = None, phase: str | None = None
-    ) -> float:
+    def wire_bytes(self, op: _Wanted = None, axis: _Wanted = None, phase: _Wanted = None) -> float:
         """Bytes a ring would send from this rank, whatever algorithm ran."""
         return sum(r.wire_bytes for r in self.select(op, axis, phase))
 
@@ -124,36 +124,33 @@ class Ledger:
     def __repr__(self) -> str:
         rows: dict[tuple[str, str, str], list[int]] = {}
         for r in self.records:
-            row = rows.setdefault((r.op, r.axis, r.phase), [0, 0])
-            row[0] += 1
-            row[1] += r.bytes
+            rows.setdefault((r.op, r.axis, r.phase), []).append(r.bytes)
         lines = [
-            f"{n:5d} x {op:15s} on {axis:6s} {phase:10s} {size:12,d} bytes"
-            for (op, axis, phase), (n, size) in rows.items()
+            f"{len(sizes):5d} x {op:15s} on {axis:6s} {phase:10s} {sum(sizes):12,d} bytes"
+            for (op, axis, phase), sizes in rows.items()
         ]
-        return "\n".join(lines or ["nothing was sent"])
+        return "\n".join(lines) or "nothing was sent"
 
 
 class Trace:
     """What one process remembers about its collectives: the open ledgers and the shared board."""
 
+    board: Board | None = None
+
     def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the last call."""
         self.ledgers: list[Ledger] = []
         self.phase: str | None = None
         self.depth = 0
         self.record: Record | None = None  # of the collective that is being started
-        self.board: Board | None = None
-        # Per group: how many collectives, and a checksum of their names in order.
-        self.counts: dict[tuple[int, ...], tuple[int, int]] = {}
-        self.sent: dict[int, int] = {}
-        self.received = 0
-
-    def restart(self) -> None:
-        """Forget the last call."""
-        self.ledgers.clear()
-        self.phase, self.depth, self.received, self.record = None, 0, 0, None
-        self.counts.clear()
-        self.sent.clear()
+        # For each group a checksum of its collectives' names, in order; and the messages on their
+        # way to each rank. When a call ends well all ranks agree on the first, and have taken in
+        # what was sent: the sum of the second over the ranks is 0.
+        self.sequences: dict[tuple[int, ...], int] = {}
+        self.messages: Counter[int] = Counter()
 
 
 TRACE = Trace()
@@ -173,8 +170,7 @@ def phase(name: str) -> Iterator[None]:
     forward and backward are found without it; a forward that runs again inside backward is not
     (`context_fn` of torch's checkpoint takes `phase("recompute")`).
     """
-    if name not in PHASES:
-        raise ValueError(f"phase {name!r} is not one of {', '.join(PHASES)}")
+    _check_phase(name)
     before, TRACE.phase = TRACE.phase, name
     try:
         yield
@@ -204,66 +200,55 @@ def span(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def collective(
-    op: str, axis: str, ranks: list[int], size: int, *, peer: int | None = None, later: bool = False
-) -> Iterator[Record | None]:
+def collective(call: Call, later: bool = False) -> Iterator[Record | None]:
     """Around every collective: records it once (what it calls inside is not counted again).
 
-    `ranks` are the global ranks that take part, `size` the bytes of the logical tensor, `peer` the
-    global rank at the other end of a message. `later`: it is only started here, and `waiting` takes
-    the record that this yields, None where no ledger is open.
+    `later`: it is only started here, and `waiting` takes the record that this yields, None where no
+    ledger is open.
     """
     if TRACE.depth:
         yield None
         return
     record = None
     line = place.here() if TRACE.board or TRACE.ledgers else ""
-    if op == "recv":  # a message is counted once, at its sender
-        TRACE.received += 1
+    if call.op == "recv":
+        TRACE.messages[dist.get_rank()] -= 1
+    elif call.peer is not None:
+        TRACE.messages[call.peer] += 1
     else:
-        wire = ring_bytes(op, size, len(ranks))
-        if TRACE.ledgers:
-            posted = time.perf_counter()
-            waited = None if later else posted
-            record = Record(op, axis, len(ranks), current_phase(), size, wire, line, posted, waited)
-            for log in TRACE.ledgers:
-                log.records.append(record)
-        if peer is not None:
-            TRACE.sent[peer] = TRACE.sent.get(peer, 0) + 1
-        else:
-            n, checksum = TRACE.counts.get(tuple(ranks), (0, 0))
-            TRACE.counts[tuple(ranks)] = (n + 1, zlib.crc32(op.encode(), checksum))
+        ranks = tuple(call.ranks)
+        TRACE.sequences[ranks] = zlib.crc32(call.op.encode(), TRACE.sequences.get(ranks, 0))
+    if TRACE.ledgers and call.op != "recv":  # a message is counted once, at its sender
+        op, axis, size, n = call.op, call.axis, call.size, len(call.ranks)
+        wire, posted = ring_bytes(op, size, n), time.perf_counter()
+        waited = None if later else posted
+        record = Record(op, axis, n, current_phase(), size, wire, line, posted, waited)
+        for log in TRACE.ledgers:
+            log.records.append(record)
     TRACE.record = record
-    with _inside(op, axis, line, ranks, peer, size, new=True):
+    with _inside(call, line, None if later else record, new=True):
         yield record
     TRACE.record = None
-    if record and not later:
-        record.arrived()
 
 
 @contextlib.contextmanager
-def waiting(
-    op: str, axis: str, ranks: list[int], size: int, record: Record | None, peer: int | None = None
-) -> Iterator[None]:
+def waiting(call: Call, record: Record | None = None) -> Iterator[None]:
     """Around the wait for a collective that was started, and recorded, before."""
-    line = place.here() if TRACE.board else ""
     if record:
         record.waited = time.perf_counter()
-    with _inside(op, axis, line, ranks, peer, size, new=False):
+    with _inside(call, place.here() if TRACE.board else "", record, new=False):
         yield
-    if record:
-        record.arrived()
 
 
 @contextlib.contextmanager
-def _inside(
-    op: str, axis: str, line: str, ranks: list[int], peer: int | None, size: int, new: bool
-) -> Iterator[None]:
+def _inside(call: Call, line: str, record: Record | None, new: bool) -> Iterator[None]:
     TRACE.depth += 1
     if TRACE.board is not None:
-        TRACE.board.enter(op, axis, line, tuple(ranks), peer, size, new)
+        TRACE.board.enter(call, line, new)
     try:
         yield
+        if record:
+            record.arrived()
     finally:
         TRACE.depth -= 1
         if TRACE.board is not None:

@@ -1,20 +1,22 @@
-"""A rank never outlives the kernel, and leaves its last words when it dies.
+"""What ties a rank to the kernel: it speaks into the cell, and never outlives the kernel.
+
+All that it prints goes into one pipe at the level of file descriptors, so that C code and child
+processes are heard too; nothing that a rank says by itself holds a path or a process number.
 
 Two ways to end with the kernel: the system's parent-death signal (Linux), and a thread that finds
-the kernel's end of the pipe closed. The same thread tells the board, now and then, which line the
-rank is in; a death that the rank can see coming is written down exactly.
+the parent gone. The same thread tells the board, now and then, which line the rank is in; a death
+that the rank can see coming is written down exactly.
 """
 
-from __future__ import annotations
-
+import contextlib
 import ctypes
 import faulthandler
 import os
 import signal
-import socket
 import sys
 import threading
 import time
+import warnings
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,7 +24,6 @@ from typing import Any, NoReturn
 
 from minimegatron.ranks import place
 from minimegatron.ranks.board import Board
-from minimegatron.ranks.voice import flush
 
 LOOK_EVERY = 0.05  # seconds between two looks at the line a rank is in
 
@@ -35,30 +36,15 @@ def never_outlive_the_parent() -> None:
     os.setsid()
     # Ranks inherit the descriptor whose closing ends the forkserver: with it they would keep each
     # other alive when the kernel dies.
-    for owner, name in (
-        (forkserver._forkserver, "_forkserver_alive_fd"),  # type: ignore[attr-defined]
-        (resource_tracker._resource_tracker, "_fd"),  # type: ignore[attr-defined]
-    ):
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    tracker: Any = resource_tracker._resource_tracker  # type: ignore[attr-defined]
+    for owner, name in ((server, "_forkserver_alive_fd"), (tracker, "_fd")):
         descriptor = getattr(owner, name, None)
         if descriptor is not None:
             os.close(descriptor)
             setattr(owner, name, None)
     if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
-def _hung_up(calls: Connection) -> bool:
-    """Whether the kernel's end of the pipe is closed (on Windows the main thread notices)."""
-    if os.name != "posix":
-        return False
-    with socket.socket(fileno=os.dup(calls.fileno())) as end:
-        try:
-            return end.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
 
 
 def leave_last_words(board: Board, crash: Path) -> None:
@@ -80,16 +66,48 @@ def leave_last_words(board: Board, crash: Path) -> None:
     sys.addaudithook(note)
 
 
-def look(board: Board, busy: threading.Event, calls: Connection) -> None:
-    """Now and then, tell the board which line the rank is in; end it if the kernel hung up."""
-    main_thread = threading.main_thread().ident
+def look(board: Board, busy: threading.Event) -> None:
+    """Now and then, tell the board which line the rank is in; end it if its parent has gone."""
+    main_thread, parent = threading.main_thread().ident, os.getppid()
     while True:
         busy.wait()
         time.sleep(LOOK_EVERY)
-        if _hung_up(calls):
+        if os.getppid() != parent:
             os.killpg(0, signal.SIGKILL)  # this rank, with whatever it has started
-        frame = sys._current_frames().get(main_thread or 0)
-        line = place.of(frame)
-        del frame
+        line = place.of(sys._current_frames().get(main_thread or 0))
         if line and busy.is_set():
             board.at(line)
+
+
+def speak_into(output: Connection) -> None:
+    """Point stdout and stderr, for Python, C and child processes, into one pipe."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for descriptor in (1, 2):
+        os.dup2(output.fileno(), descriptor)
+    options: Any = {"buffering": 1, "encoding": "utf-8", "errors": "backslashreplace"}
+    sys.stdin = open(0, closefd=False)
+    sys.stdout, sys.stderr = (open(fd, "w", closefd=False, **options) for fd in (1, 2))
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    sys.breakpointhook = _no_breakpoint
+
+
+def flush() -> None:
+    """Push out what Python and C still hold back, whatever the learner did to the streams."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    if os.name == "posix":
+        ctypes.CDLL(None).fflush(None)
+
+
+def _show_warning(
+    message: Any, category: type[Warning], filename: str, line: int, *_: Any, **__: Any
+) -> None:
+    """Without the temporary path that a cell's file name would put into the text."""
+    where = place.here() or place.name(filename, line)
+    print(f"{category.__name__}: {message} ({where})")
+
+
+def _no_breakpoint(*_: Any, **__: Any) -> NoReturn:
+    advice = "Call the function in this process, fn(mm.single()), and the debugger works"
+    raise RuntimeError(f"breakpoint() cannot stop inside a rank: it has no keyboard. {advice}")

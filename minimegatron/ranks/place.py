@@ -5,8 +5,6 @@ process id or a temporary path. Frames of this package, of torch and of Python i
 over: a learner wants their own line.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import re
@@ -18,14 +16,9 @@ from types import FrameType
 
 PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
 _PATHS = sysconfig.get_paths()
-_LIBRARIES = tuple(
-    path.rstrip(os.sep) + os.sep
-    for path in {
-        *(_PATHS[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")),
-        *site.getsitepackages(),
-        os.path.dirname(os.__file__),
-    }
-)
+_HOMES = {_PATHS[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+_HOMES |= {*site.getsitepackages(), os.path.dirname(os.__file__)}
+_LIBRARIES = tuple(os.path.join(home, "") for home in _HOMES)
 _CELL = re.compile(r"ipykernel_\d+[/\\]\d+\.py$|^<ipython-input")
 
 

@@ -4,12 +4,11 @@ Off under nbval, which compares what cells show, and where the output is neither
 terminal.
 """
 
-from __future__ import annotations
-
+import math
 import os
 import sys
 import time
-from typing import Any
+import uuid
 
 AFTER = 2.0  # seconds before the line appears
 EVERY = 0.5  # seconds between two updates
@@ -22,9 +21,8 @@ def _notebook() -> bool:
 
 def wanted() -> bool:
     """Whether there is somebody to look at the line."""
-    if "PYTEST_CURRENT_TEST" in os.environ or os.environ.get("MINIMEGATRON_PROGRESS") == "0":
-        return False
-    return _notebook() or sys.stderr.isatty()
+    off = "PYTEST_CURRENT_TEST" in os.environ or os.environ.get("MINIMEGATRON_PROGRESS") == "0"
+    return not off and (_notebook() or sys.stderr.isatty())
 
 
 class ProgressLine:
@@ -32,34 +30,29 @@ class ProgressLine:
 
     def __init__(self) -> None:
         self._begin = time.monotonic()
-        self._next = self._begin + AFTER
-        self._on = wanted()
-        self._display: Any = None
-        self._width = 0
+        self._next = self._begin + AFTER if wanted() else math.inf
+        self._id, self._shown = uuid.uuid4().hex, ""
 
     def update(self, text: str) -> None:
         """Show `text` with the seconds passed, if it is time to."""
         now = time.monotonic()
-        if not self._on or now < self._next:
+        if now < self._next:
             return
         self._next = now + EVERY
         self._show(f"{now - self._begin:.0f} s · {text}")
 
     def clear(self) -> None:
         """Take the line away."""
-        if self._display is not None or self._width:
+        if self._shown:
             self._show("")
 
     def _show(self, line: str) -> None:
-        if not _notebook():
-            sys.stderr.write("\r" + line.ljust(self._width) + ("" if line else "\r"))
-            sys.stderr.flush()
-            self._width = len(line)
-            return
-        from IPython.display import HTML, display
+        if _notebook():
+            from IPython.display import HTML, display
 
-        small = HTML(f"<small>{line}</small>")
-        if self._display is None:
-            self._display = display(small, display_id=True)
+            again = {"update": True} if self._shown else {}
+            display(HTML(f"<small>{line}</small>"), display_id=self._id, **again)
         else:
-            self._display.update(small)
+            sys.stderr.write("\r" + line.ljust(len(self._shown)) + ("" if line else "\r"))
+            sys.stderr.flush()
+        self._shown = line

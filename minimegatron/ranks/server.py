@@ -1,11 +1,9 @@
 """The process that ranks are forked from: it has imported torch, so that no rank has to.
 
-multiprocessing's forkserver, asked to preload `preload.py`; on macOS, where a fork after torch's
-import is unsafe, and on Windows, which has none, ranks are spawned. This module imports no torch:
-it is started while the kernel is still busy importing its own.
+multiprocessing's forkserver, asked to import what a rank needs; on macOS, where a fork after
+torch's import is unsafe, and on Windows, which has none, ranks are spawned. This module imports no
+torch: it is started while the kernel is still busy importing its own.
 """
-
-from __future__ import annotations
 
 import contextlib
 import multiprocessing
@@ -15,6 +13,8 @@ import types
 from collections.abc import Iterator
 from multiprocessing import forkserver
 
+# The first optimizer would import torch._dynamo, for a second, in every rank.
+_PRELOADED = ["torch._dynamo", "torch.distributed.device_mesh", "minimegatron.ranks.rank"]
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 
 
@@ -26,7 +26,8 @@ def starting() -> Iterator[None]:
     if METHOD == "forkserver":
         # Python 3.11 preloads without looking at sys.path, and says nothing when that fails.
         quiet["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        multiprocessing.set_forkserver_preload(["minimegatron.ranks.preload"])
+        quiet["OMP_NUM_THREADS"] = "1"  # a fork copies no thread: torch has no pool of them
+        multiprocessing.set_forkserver_preload(_PRELOADED)
     before = {name: os.environ.get(name) for name in quiet}
     os.environ.update(quiet)
     # multiprocessing imports the script behind __main__ in each child; cloudpickle needs no such

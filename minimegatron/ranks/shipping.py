@@ -5,18 +5,14 @@ value, as the kernel knows them, until their file is edited; then the ranks read
 travel as plain bytes: detached, on the CPU, without the storage they were a view of.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import io
 import os
 import pickle
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
 from types import ModuleType
 from typing import Any
 
@@ -27,8 +23,7 @@ from torch.utils._pytree import tree_map
 
 from minimegatron.ranks import place
 
-_Stamp = tuple[int, int, int]  # identity of the module's spec, time and size of its file
-_seen: dict[str, _Stamp] = {}
+_seen: dict[str, Any] = {}  # a module's spec, and its file's time and size when it was first sent
 _arrive_on = torch.device("cpu")
 _others: set[str] = set()  # modules found not to be the learner's: thousands, looked at once
 
@@ -43,14 +38,12 @@ def _rebuild(data: bytes, dtype: torch.dtype, shape: tuple[int, ...], kind: str)
 class _Pickler(cloudpickle.Pickler):
     """cloudpickle, with tensors as their own bytes."""
 
-    def __init__(self, file: io.BytesIO, detach: bool) -> None:
-        super().__init__(file, protocol=5)
-        self._detach = detach
+    detach = False
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) in (Tensor, nn.Parameter) and obj.layout == torch.strided:
             if not obj.is_quantized and not obj.is_meta:
-                kind = "leaf" if obj.requires_grad and not self._detach else "data"
+                kind = "leaf" if obj.requires_grad and not self.detach else "data"
                 if isinstance(obj, nn.Parameter) and obj.requires_grad:
                     kind = "parameter"
                 flat = obj.detach().resolve_conj().cpu().contiguous().reshape(-1)
@@ -59,28 +52,34 @@ class _Pickler(cloudpickle.Pickler):
         return super().reducer_override(obj)
 
 
-def _dumps(value: Any, detach: bool) -> bytes:
+def _dumps(value: Any, detach: bool = False) -> bytes:
     file = io.BytesIO()
-    _Pickler(file, detach).dump(value)
+    pickler = _Pickler(file, protocol=5)
+    pickler.detach = detach
+    pickler.dump(value)
     return file.getvalue()
 
 
 def pack_call(value: Any) -> bytes:
     """What a call sends to the ranks; TypeError where something in it cannot be sent."""
     try:
-        with _by_value(_unchanged_modules()):
-            return _dumps(value, detach=False)
+        with _by_value():
+            return _dumps(value)
     except Exception as first:
         try:  # a learner's module may hold a lock or a file: let the ranks import it themselves
-            return _dumps(value, detach=False)
+            return _dumps(value)
         except Exception:
             raise TypeError(f"this call cannot be sent to the ranks: {first}") from None
 
 
 def pack_result(value: Any) -> bytes:
     """What a rank sends back. A parameter on its own arrives as a plain tensor."""
-    plain = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, value)
-    return _dumps(plain, detach=True)
+    try:
+        plain = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, value)
+        return _dumps(plain, detach=True)
+    except Exception as error:
+        kind = f"the result, of type {type(value).__name__}, cannot be sent back to the notebook"
+        raise TypeError(f"{kind}: {error}") from None
 
 
 def unpack(data: bytes, device: torch.device | None = None) -> Any:
@@ -106,58 +105,47 @@ def _learner_modules() -> dict[str, ModuleType]:
     return found
 
 
-def _unchanged_modules() -> Sequence[ModuleType]:
-    """The learner's modules whose file is still what the kernel has read."""
-    unchanged = []
-    for name, module in _learner_modules().items():
-        try:
-            status = os.stat(str(module.__file__))
-        except OSError:  # its file is gone: only the kernel knows it
-            unchanged.append(module)
-            continue
-        stamp = (id(module.__spec__), status.st_mtime_ns, status.st_size)
-        # A new spec means that the kernel has read the file again (importlib.reload).
-        if name not in _seen or _seen[name][0] != stamp[0]:
-            _seen[name] = stamp
-        if _seen[name] == stamp:
-            unchanged.append(module)
-    return unchanged
+def _unchanged(name: str, module: ModuleType) -> bool:
+    """Whether the learner's module has the file that the kernel has read."""
+    try:
+        status = os.stat(str(module.__file__))
+    except OSError:  # its file is gone: only the kernel knows it
+        return True
+    stamp = status.st_mtime_ns, status.st_size
+    # A new spec means that the kernel has read the file again (importlib.reload).
+    if name not in _seen or _seen[name][0] is not module.__spec__:
+        _seen[name] = module.__spec__, stamp
+    return _seen[name][1] == stamp
 
 
 @contextlib.contextmanager
-def _by_value(modules: Sequence[ModuleType]) -> Iterator[None]:
+def _by_value() -> Iterator[None]:
+    """In the block the learner's unchanged modules are sent whole, not by name."""
     registered = cloudpickle.list_registry_pickle_by_value()
-    mine = [module for module in modules if module.__name__ not in registered]
-    for module in mine:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        yield
-    finally:
+    found = [m for name, m in _learner_modules().items() if _unchanged(name, m)]
+    mine = [module for module in found if module.__name__ not in registered]
+    with contextlib.ExitStack() as undo:
         for module in mine:
-            cloudpickle.unregister_pickle_by_value(module)
+            cloudpickle.register_pickle_by_value(module)
+            undo.callback(cloudpickle.unregister_pickle_by_value, module)
+        yield
 
 
-class FreshSource(importlib.abc.MetaPathFinder):
+def read_sources_afresh() -> None:
     """In a rank: the learner's modules are compiled from their source, never from a cache.
 
     A cached file is told from its source by size and whole seconds only, so that a quick edit would
     go unseen.
     """
+    usual = SourceFileLoader.get_code
 
-    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        loader = getattr(spec, "loader", None)
-        if spec and type(loader) is importlib.machinery.SourceFileLoader and spec.origin:
-            if place.owner(spec.origin) == "learner":
-                spec.loader = _FromSource(name, spec.origin)
-                return spec
-        return None
+    def get_code(self: SourceFileLoader, name: str) -> Any:
+        path = self.get_filename(name)
+        if place.owner(path) == "learner":
+            return self.source_to_code(self.get_data(path), path)
+        return usual(self, name)
 
-
-class _FromSource(importlib.machinery.SourceFileLoader):
-    def get_code(self, fullname: str) -> Any:
-        path = self.get_filename(fullname)
-        return self.source_to_code(self.get_data(path), path)
+    SourceFileLoader.get_code = get_code  # type: ignore
 
 
 def forget_modules() -> None:

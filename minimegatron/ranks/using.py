@@ -5,8 +5,6 @@ package that has bound the name finds the learner's object under it until the bl
 learner's piece that calls the package's own (`mm.f` inside `my_f`) reaches the original.
 """
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import functools
