@@ -281,7 +281,7 @@ def test_a_dead_stage_names_itself():
         ({"pp": 2, "chunks": 2}, r"only 'interleaved'"),
         ({"pp": 2, "chunks": 2, "schedule": "interleaved", "microbatches": 3}, "p=2"),
         ({"pp": 4, "schedule": "zb_h1", "microbatches": 2}, "p=4"),
-        ({"pp": 2, "zero": 2}, "use zero=1 with pp"),
+        ({"pp": 2, "zero": 2}, "zero=1 sends once a step and goes with pp"),
     ],
     ids=str,
 )
