@@ -88,7 +88,7 @@ class _Step:
         self.arriving: dict[Action, Handle | Tensor] = {}  # by RECV_F, RECV_B
         self.leaving: dict[Action, Tensor] = {}  # by SEND_F, SEND_B
         self.sent: list[Handle] = []
-        self.held: dict[tuple[int, int], tuple[Tensor, Tensor, Later]] = {}
+        self.held: dict[tuple[int, int], tuple[Tensor | None, Tensor | None, Later]] = {}
 
     def run(self) -> Tensor:
         """All actions; then the loss from the last stage."""
@@ -182,6 +182,7 @@ class _Step:
         kind, n, chunk = action
         stage = self.schedule.stage(self.axis.rank, chunk)
         x, y, later = self.held.pop((n, chunk))
+        assert x is not None and y is not None
         grad = None
         if stage < self.last_stage:
             grad = self._take(action._replace(kind="RECV_B"))
@@ -191,7 +192,7 @@ class _Step:
             assert x.grad is not None
             self._hand_on("B", action, stage - 1, x.grad)
         if kind == "I":
-            self.held[n, chunk] = (x.detach(), y.detach(), later)
+            self.held[n, chunk] = (None, None, later)  # the inputs of W are in `later`
 
     def _weights(self, action: Action) -> None:
         _, _, later = self.held.pop((action.microbatch, action.chunk))
