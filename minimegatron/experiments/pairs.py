@@ -25,7 +25,7 @@ DIGITS = 3
 class Sizes:
     """How much is measured: the experiment's own, or a test's."""
 
-    rounds: int = 21
+    rounds: int = 41
     tokens: int = 1024  # rows of X
     hidden: int = 512
     layers: int = 4  # of the GPT whose gradients are averaged
