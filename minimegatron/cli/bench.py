@@ -276,8 +276,8 @@ def against_transformers() -> Iterator[Row]:
             vocab_size=VOCABULARY, n_positions=256, n_embd=CONFIG["hidden_size"],
             n_layer=CONFIG["num_layers"], n_head=CONFIG["num_heads"], resid_pdrop=0.0,
             embd_pdrop=0.0, attn_pdrop=0.0,
-        )  # fmt: skip
-    )
+        )
+    )  # fmt: skip
     tokens, targets = _batch()
 
     def loss() -> Tensor:
